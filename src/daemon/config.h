@@ -1,0 +1,65 @@
+/*
+ * What a VM is made of, from the command line and a JSON file (same keys). Strings belong to the config. Main thread.
+ */
+#ifndef UMBRA_DAEMON_CONFIG_H
+#define UMBRA_DAEMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "device/chardev.h"
+#include "mmu/dirty.h"
+
+#define CONFIG_ERROR_MAX 320
+#define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
+
+enum config_paging {
+    CONFIG_PAGING_SHADOW,
+    CONFIG_PAGING_ANY,
+};
+
+enum config_action {
+    CONFIG_RUN,
+    CONFIG_CHECK_CONFIG,
+    CONFIG_CHECK_HOST,
+    CONFIG_VERSION,
+    CONFIG_HELP,
+};
+
+struct config {
+    enum config_action action;
+    char *name;
+    char *kernel, *initrd, *cmdline;
+    uint64_t memory; /* bytes */
+    unsigned int cpus;
+    bool hugepages, prealloc, paused, test_device;
+    enum chardev_kind console;
+    char *console_path; /* file:PATH */
+    enum config_paging paging;
+    enum dirty_backend dirty_log;
+    char *runtime_dir;    /* as resolved */
+    const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
+    char *config_file;    /* that was read, or NULL */
+    enum log_level log_level;
+};
+
+void config_init(struct config *c);
+void config_clear(struct config *c);
+
+/*
+ * Read argv (and the --config file it names; the command line wins). -EINVAL for a usage error, -EBADMSG for a file that
+ * makes no sense, else -errno; `error` (CONFIG_ERROR_MAX) holds one line: option, value and limit, or file, line and key.
+ */
+int config_parse_args(struct config *c, int argc, char **argv, char *error);
+
+/* Parse configuration text (comments allowed); `file` is its name in errors. -EINVAL. */
+int config_parse_json(struct config *c, const char *file, const char *text, size_t len, char *error);
+
+/* Whole-config checks (kernel given, names, ranges); -EINVAL. */
+int config_check(const struct config *c, char *error);
+
+void config_print_help(void);
+
+#endif

@@ -1,0 +1,73 @@
+/*
+ * The machine: one VM put together from memory, vCPUs, devices and a kernel, and its run state.
+ *
+ * Main thread only, but for what vCPU threads report through callbacks (they post to the main loop's eventfd).
+ */
+#ifndef UMBRA_DAEMON_MACHINE_H
+#define UMBRA_DAEMON_MACHINE_H
+
+#include <event2/event.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/json.h"
+#include "boot/boot.h"
+#include "daemon/config.h"
+#include "device/device.h"
+#include "vcpu/host.h"
+#include "vcpu/vm.h"
+
+struct machine;
+
+/* QEMU's names (RunState); machine_run_state_name gives them as QMP spells them. */
+enum run_state {
+    RUN_STATE_PRELAUNCH,
+    RUN_STATE_RUNNING,
+    RUN_STATE_PAUSED,
+    RUN_STATE_SHUTDOWN,
+    RUN_STATE_INTERNAL_ERROR,
+    RUN_STATE_GUEST_PANICKED,
+    RUN_STATE_IO_ERROR,
+    RUN_STATE_INMIGRATE,
+    RUN_STATE_POSTMIGRATE,
+};
+
+/* What the machine tells the daemon. Main thread. */
+struct machine_observer {
+    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN, GUEST_PANICKED. */
+    void (*on_event)(void *opaque, const char *name, json_t *data);
+    /* The machine is over; umbrad ends with this exit status. */
+    void (*on_end)(void *opaque, int exit_status);
+    void *opaque;
+};
+
+/* Put everything together; no vCPU runs yet. Logs what is wrong; -errno. `config` must outlive the machine. */
+int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
+                struct machine **ret);
+void machine_free(struct machine *m);
+
+/* Start vCPU threads; running, or prelaunch with --paused. */
+int machine_start(struct machine *m);
+
+enum run_state machine_run_state(const struct machine *m);
+const char *machine_run_state_name(enum run_state state);
+
+/* stop: running -> paused (a no-op in any state that is not running). */
+void machine_stop(struct machine *m);
+/* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
+int machine_cont(struct machine *m, const char **ret_why);
+/* system_reset: also the way out of internal-error. 0 or -errno, logged. */
+int machine_reset(struct machine *m);
+/* Press the power button; -ENODEV while the guest has not enabled it. */
+int machine_powerdown(struct machine *m);
+/* End at once: somebody's quit, or a signal to umbrad. */
+void machine_quit(struct machine *m);
+void machine_signalled(struct machine *m);
+
+const struct config *machine_config(const struct machine *m);
+struct vm *machine_vm(struct machine *m);
+/* What host_probe found when the machine was made. */
+const struct host_info *machine_host(const struct machine *m);
+struct event_base *machine_events(struct machine *m);
+
+#endif

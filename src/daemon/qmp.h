@@ -1,0 +1,76 @@
+/*
+ * QMP: the command table and what a handler sees. The wire is in qmp-server.h.
+ */
+#ifndef UMBRA_DAEMON_QMP_H
+#define UMBRA_DAEMON_QMP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/json.h"
+#include "daemon/machine.h"
+
+enum qmp_class {
+    QMP_GENERIC_ERROR,
+    QMP_COMMAND_NOT_FOUND,
+    QMP_DEVICE_NOT_FOUND,
+};
+
+struct qmp_error {
+    bool set;
+    enum qmp_class class;
+    char desc[512];
+};
+
+void qmp_error_set(struct qmp_error *err, enum qmp_class class, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+enum qmp_arg_type {
+    QMP_ARG_STR,
+    QMP_ARG_INT,
+    QMP_ARG_BOOL,
+    QMP_ARG_NUMBER,
+    QMP_ARG_OBJECT,
+    QMP_ARG_ARRAY,
+    QMP_ARG_ANY,
+};
+
+struct qmp_arg {
+    const char *name;
+    enum qmp_arg_type type;
+    bool optional;
+    int64_t min, max;          /* integers; both 0: 0 to INT64_MAX */
+    const char *const *values; /* strings: NULL-terminated list of what is allowed, or NULL */
+    const char *help;
+};
+
+/* One request as a handler sees it. */
+struct qmp_request {
+    struct machine *machine;
+    const json_t *args; /* checked against the command's spec; an empty object when none were given */
+    /* Out: a descriptor to pass with the answer (SCM_RIGHTS), owned by the server from then on; -1 for none. */
+    int reply_fd;
+    struct qmp_error error;
+};
+
+enum qmp_flags {
+    QMP_READONLY = 1 << 0, /* also on control-ro.sock */
+};
+
+struct qmp_command {
+    const char *name;
+    unsigned int flags;
+    const struct qmp_arg *args; /* ends with a NULL name; NULL for none */
+    const char *help;
+    /* The value of "return" (consumed by the server), or NULL with req->error set. Main thread; must not wait for a guest. */
+    json_t *(*run)(struct qmp_request *req);
+};
+
+/* The one table, sorted by name. */
+extern const struct qmp_command qmp_commands[];
+extern const unsigned int qmp_command_count;
+
+const struct qmp_command *qmp_find_command(const char *name);
+/* Check args (may be NULL) against the spec: unknown, missing, mistyped, out of range. False with *err set. */
+bool qmp_check_args(const struct qmp_command *cmd, const json_t *args, struct qmp_error *err);
+
+#endif

@@ -1,0 +1,109 @@
+/*
+ * Guest memory: one memfd, mapped once, cut into memory slots around the hole below 4 GiB.
+ *
+ *   RAM file offset   guest physical
+ *   0 .. low          0 .. low                  low = min(size, 3 GiB)
+ *   low .. size       4 GiB .. 4 GiB + rest
+ *
+ * The order of the RAM file is the order of "RAM pages" (pfn_t): bitmaps of guest memory (dirty log) have one bit a RAM
+ * page, and no gap for the hole.
+ *
+ * Ownership: struct mem is created before the VM and destroyed after it. Slots do not change in between.
+ * Threads: all accessors may be called from any thread at any time; guest memory changes under the caller's feet, so
+ * what was read is copied before it is checked.
+ * VMM writes: every write through mem_write/mem_set/mem_mark_dirty is noted in a bitmap while the dirty log is on; the
+ * note is made after the bytes are there, so a harvest that misses the note is followed by one that has it.
+ */
+#ifndef UMBRA_MMU_MEM_H
+#define UMBRA_MMU_MEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mmu/types.h"
+
+#define MEM_MAX_SLOTS 2
+#define MEM_HOLE_START (UINT64_C(3) << 30)
+#define MEM_HOLE_END (UINT64_C(4) << 30)
+#define MEM_SIZE_MIN (UINT64_C(1) << 20)
+/* 512 GiB of guest physical address space, the hole among it. */
+#define MEM_SIZE_MAX ((UINT64_C(512) << 30) - (MEM_HOLE_END - MEM_HOLE_START))
+/* Sizes are multiples of this, so that every slot is whole words of a dirty bitmap. */
+#define MEM_SIZE_ALIGN (UINT64_C(1) << 20)
+#define MEM_HUGE_PAGE_SIZE (UINT64_C(2) << 20)
+
+struct mem;
+
+struct mem_config {
+    uint64_t size;  /* bytes, MEM_SIZE_MIN to MEM_SIZE_MAX, multiple of MEM_SIZE_ALIGN */
+    bool hugepages; /* back with 2 MiB hugetlb pages (size must be a multiple of 2 MiB) */
+    bool prealloc;  /* touch every page now */
+};
+
+struct mem_slot {
+    uint32_t id;     /* KVM memory slot number, and index in the array */
+    gpa_t base;      /* guest physical start */
+    uint64_t size;   /* bytes */
+    uint64_t offset; /* in the RAM file */
+    uint8_t *hva;    /* where it is mapped here */
+};
+
+/*
+ * Create guest memory, all zeros. -EINVAL (size), -ENOMEM (also: too few huge pages), or -errno of memfd_create,
+ * ftruncate, mmap or madvise; the reason is logged. Call it before threads that write guest memory exist.
+ */
+int mem_new(const struct mem_config *config, struct mem **ret);
+/* NULL is fine. */
+void mem_free(struct mem *mem);
+
+uint64_t mem_size(const struct mem *mem);
+uint64_t mem_pages(const struct mem *mem);
+const struct mem_slot *mem_slots(const struct mem *mem, unsigned int *ret_count);
+
+/* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. */
+int mem_fd(const struct mem *mem);
+
+/*
+ * Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot.
+ * len 0 is fine anywhere.
+ */
+int mem_read(const struct mem *mem, gpa_t gpa, void *buf, size_t len);
+int mem_write(struct mem *mem, gpa_t gpa, const void *buf, size_t len);
+int mem_set(struct mem *mem, gpa_t gpa, int byte, size_t len);
+
+/* True when all of [gpa, gpa + len) is RAM of one slot; len 0 is. */
+bool mem_is_ram(const struct mem *mem, gpa_t gpa, uint64_t len);
+
+/*
+ * A pointer for direct access (device I/O), or NULL unless gpa and all of [gpa, gpa + len) is RAM of one slot. Whoever
+ * writes through it calls mem_mark_dirty for the range once the bytes are there; marking what is not RAM is a bug of
+ * the caller's (assert).
+ */
+void *mem_ptr(const struct mem *mem, gpa_t gpa, uint64_t len);
+void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len);
+
+/*
+ * Fill all RAM with zeros (every page counts as written) and give the memory back to the host, unless it was
+ * preallocated: then it is allocated again. 0 or -errno of fallocate or madvise. No guest runs.
+ */
+int mem_discard(struct mem *mem);
+
+/* Converters; mem_gfn_to_pfn gives false outside of RAM, mem_pfn_to_gfn wants pfn < mem_pages. */
+bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret);
+gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn);
+
+/*
+ * For the dirty log only, under its lock.
+ *
+ * Switch noting of VMM writes on or off, forgetting earlier notes. A write whose bytes are not visible to the caller
+ * when switching on returns is noted.
+ */
+void mem_track_writes(struct mem *mem, bool on);
+/*
+ * Move the notes into `into`, a bitmap of RAM pages (OR); the number of pages that `into` did not have before. The bytes
+ * of a page that is handed out are visible to the caller. Costs a few loads when there is nothing (one a GiB of RAM).
+ */
+uint64_t mem_collect_writes(struct mem *mem, uint64_t *into);
+
+#endif
