@@ -31,6 +31,7 @@
 #define MEM_SIZE_MAX ((UINT64_C(512) << 30) - (MEM_HOLE_END - MEM_HOLE_START))
 /* Sizes are multiples of this, so that every slot is whole words of a dirty bitmap. */
 #define MEM_SIZE_ALIGN (UINT64_C(1) << 20)
+#define MEM_HUGE_PAGE_SIZE (UINT64_C(2) << 20)
 
 struct mem;
 
@@ -48,18 +49,25 @@ struct mem_slot {
     uint8_t *hva;    /* where it is mapped here */
 };
 
-/* Create guest memory. -EINVAL (size), -ENOMEM, -errno of memfd_create/ftruncate/mmap/fallocate; logs the reason. */
+/*
+ * Create guest memory, all zeros. -EINVAL (size), -ENOMEM (also: too few huge pages), or -errno of memfd_create,
+ * ftruncate, mmap or madvise; the reason is logged. Call it before threads that write guest memory exist.
+ */
 int mem_new(const struct mem_config *config, struct mem **ret);
+/* NULL is fine. */
 void mem_free(struct mem *mem);
 
 uint64_t mem_size(const struct mem *mem);
 uint64_t mem_pages(const struct mem *mem);
 const struct mem_slot *mem_slots(const struct mem *mem, unsigned int *ret_count);
 
-/* The RAM file. It stays the property of mem. */
+/* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. */
 int mem_fd(const struct mem *mem);
 
-/* Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot. */
+/*
+ * Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot.
+ * len 0 is fine anywhere.
+ */
 int mem_read(const struct mem *mem, gpa_t gpa, void *buf, size_t len);
 int mem_write(struct mem *mem, gpa_t gpa, const void *buf, size_t len);
 int mem_set(struct mem *mem, gpa_t gpa, int byte, size_t len);
@@ -68,21 +76,34 @@ int mem_set(struct mem *mem, gpa_t gpa, int byte, size_t len);
 bool mem_is_ram(const struct mem *mem, gpa_t gpa, uint64_t len);
 
 /*
- * A pointer for direct access (device I/O), or NULL unless all of it is RAM of one slot. Whoever writes through it calls
- * mem_mark_dirty for the range once the bytes are there.
+ * A pointer for direct access (device I/O), or NULL unless gpa and all of [gpa, gpa + len) is RAM of one slot. Whoever
+ * writes through it calls mem_mark_dirty for the range once the bytes are there; marking what is not RAM is a bug of
+ * the caller's (assert).
  */
 void *mem_ptr(const struct mem *mem, gpa_t gpa, uint64_t len);
 void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len);
 
-/* Fill all RAM with zeros and give the memory back to the host where that is possible (system reset, tests). */
+/*
+ * Fill all RAM with zeros (every page counts as written) and give the memory back to the host, unless it was
+ * preallocated: then it is allocated again. 0 or -errno of fallocate or madvise. No guest runs.
+ */
 int mem_discard(struct mem *mem);
 
-/* Converters; gfn_to_pfn gives false outside of RAM, mem_pfn_to_gfn wants pfn < mem_pages. */
+/* Converters; mem_gfn_to_pfn gives false outside of RAM, mem_pfn_to_gfn wants pfn < mem_pages. */
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret);
 gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn);
 
-/* For the dirty log only: switch noting of VMM writes on or off; move the notes into *into (OR); true if there were any. */
-int mem_track_writes(struct mem *mem, bool on);
-bool mem_collect_writes(struct mem *mem, uint64_t *into);
+/*
+ * For the dirty log only, under its lock.
+ *
+ * Switch noting of VMM writes on or off, forgetting earlier notes. A write whose bytes are not visible to the caller
+ * when switching on returns is noted.
+ */
+void mem_track_writes(struct mem *mem, bool on);
+/*
+ * Move the notes into `into`, a bitmap of RAM pages (OR); the number of pages that `into` did not have before. The bytes
+ * of a page that is handed out are visible to the caller. Costs a few loads when there is nothing (one a GiB of RAM).
+ */
+uint64_t mem_collect_writes(struct mem *mem, uint64_t *into);
 
 #endif
