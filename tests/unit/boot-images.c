@@ -171,7 +171,7 @@ struct boot_attempt boot_attempt(const struct test_image *im, uint64_t mem_size,
     struct boot_attempt a = {.r = 0};
     char kernel[64], initrd[64];
     struct boot_config config = {.kernel = kernel, .cmdline = cmdline, .cpus = 2};
-    _cleanup_close_ int kernel_fd = test_image_file(im->data, im->len, kernel, sizeof(kernel)), initrd_fd = -1;
+    int kernel_fd = test_image_file(im->data, im->len, kernel, sizeof(kernel)), initrd_fd = -1;
 
     if (initrd_size > 0) {
         _cleanup_free_ uint8_t *data = malloc(initrd_size);
@@ -187,6 +187,8 @@ struct boot_attempt boot_attempt(const struct test_image *im, uint64_t mem_size,
     a.r = boot_open(&config, a.error, &a.image);
     if (a.r == 0)
         a.r = boot_load(a.image, a.mem, a.error, &a.entry);
+    fd_close(initrd_fd);
+    fd_close(kernel_fd);
     return a;
 }
 
