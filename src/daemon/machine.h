@@ -60,8 +60,9 @@ int machine_cont(struct machine *m, const char **ret_why);
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);
-/* quit: end at once. */
+/* End at once: somebody's quit, or a signal to umbrad. */
 void machine_quit(struct machine *m);
+void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
