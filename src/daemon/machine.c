@@ -282,7 +282,7 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .cpus = m->config->cpus,
+        .acpi = {.cpus = m->config->cpus},
     };
     char error[BOOT_ERROR_MAX];
     int r = boot_open(&config, error, &m->image);
@@ -292,14 +292,19 @@ static int open_image(struct machine *m)
     return r;
 }
 
-/* Guest memory, vCPU 0's registers and devices as after power-on. */
-static int load(struct machine *m)
+/* Bring guest memory, vCPUs and devices to what they are after power-on; `memory_used`: the guest has run in it. */
+static int load(struct machine *m, bool memory_used)
 {
     char error[BOOT_ERROR_MAX];
     struct vcpu_entry entry;
     int r;
 
     reset_devices(m);
+    r = memory_used ? mem_discard(m->mem) : 0;
+    if (r < 0) {
+        log_err_errno(r, "guest memory: cannot be cleared");
+        return r;
+    }
     r = boot_load(m->image, m->mem, error, &entry);
     if (r < 0) {
         log_err("%s", error);
@@ -363,7 +368,7 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (r == 0)
         r = create_devices(m);
     if (r == 0)
-        r = load(m);
+        r = load(m, false);
     if (r < 0) {
         machine_free(m);
         return r;
@@ -474,7 +479,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
     vm_pause(m->vm);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     atomic_store(&m->requests, 0);
-    r = load(m);
+    r = load(m, true);
     if (r < 0)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
