@@ -256,17 +256,22 @@ static struct kvm_cpuid2 *cpuid_table(uint32_t entries)
 
 static int get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
 {
+    static const struct kvm_cpuid_entry2 nothing;
     struct kvm_cpuid2 *t = cpuid_table(VCPU_MAX_CPUID);
     int r;
 
     if (!t)
         return fail(f, -ENOMEM, "CPUID");
     r = CALL(fd, KVM_GET_CPUID2, t, f);
-    if (r < 0)
+    if (r < 0) {
         free(t);
-    else
-        *ret = t;
-    return r;
+        return r;
+    }
+    /* Up to Linux 6.3 KVM does not say how many it filled in. */
+    while (t->nent > 0 && memcmp(&t->entries[t->nent - 1], &nothing, sizeof(nothing)) == 0)
+        t->nent--;
+    *ret = t;
+    return 0;
 }
 
 static int capture_cpuid(int fd, struct vcpu_image *im, struct state_failure *f)
