@@ -114,3 +114,8 @@ vm_status() {
 vm_is() { # NAME STATUS
     [ "$(vm_status "$1" 2>/dev/null)" = "$2" ]
 }
+
+# For check: that a command fails.
+not() {
+    ! "$@"
+}
