@@ -48,7 +48,7 @@ static uint32_t pvh_entry(const uint8_t *note, uint64_t len)
         if (size > len)
             return 0;
         if (n.n_type == PVH_NOTE && n.n_namesz == 4 && n.n_descsz >= 4 && memcmp(note + sizeof(n), "Xen", 4) == 0) {
-            uint32_t entry = 0;
+            uint32_t entry;
 
             memcpy(&entry, note + name, sizeof(entry));
             return entry;
