@@ -45,6 +45,8 @@ struct machine {
     struct device *devices[DEV_COUNT]; /* NULL where not wanted */
     enum run_state state;
     bool ended;
+    bool host_known;
+    struct host_info host;
 
     int request_fd;
     struct event *request_event;
@@ -292,14 +294,19 @@ static int open_image(struct machine *m)
     return r;
 }
 
-/* Guest memory, vCPU 0's registers and devices as after power-on. */
-static int load(struct machine *m)
+/* Bring guest memory, vCPUs and devices to what they are after power-on; `memory_used`: the guest has run in it. */
+static int load(struct machine *m, bool memory_used)
 {
     char error[BOOT_ERROR_MAX];
     struct vcpu_entry entry;
     int r;
 
     reset_devices(m);
+    r = memory_used ? mem_discard(m->mem) : 0;
+    if (r < 0) {
+        log_err_errno(r, "guest memory: cannot be cleared");
+        return r;
+    }
     r = boot_load(m->image, m->mem, error, &entry);
     if (r < 0) {
         log_err("%s", error);
@@ -363,7 +370,7 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (r == 0)
         r = create_devices(m);
     if (r == 0)
-        r = load(m);
+        r = load(m, false);
     if (r < 0) {
         machine_free(m);
         return r;
@@ -474,7 +481,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
     vm_pause(m->vm);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     atomic_store(&m->requests, 0);
-    r = load(m);
+    r = load(m, true);
     if (r < 0)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
@@ -531,6 +538,21 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+const struct host_info *machine_host(struct machine *m)
+{
+    /* Once, when somebody asks: the probe makes a VM of its own, which a start should not wait for. */
+    if (!m->host_known) {
+        int r = host_probe(m->config->kvm_path, &m->host);
+
+        if (r < 0) {
+            log_warn_errno(r, "%s: cannot be probed", m->config->kvm_path);
+            m->host = (struct host_info){0};
+        }
+        m->host_known = true;
+    }
+    return &m->host;
 }
 
 struct event_base *machine_events(struct machine *m)
