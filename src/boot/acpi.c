@@ -79,6 +79,7 @@ enum {
 #define FADT_C1 (1u << 2)
 #define FADT_NO_SLEEP_BUTTON (1u << 5)
 #define FADT_NO_RTC_WAKE (1u << 6)
+#define FADT_TMR_32_BITS (1u << 8)
 #define FADT_RESET_REG_SUP (1u << 10)
 
 #define GAS_IO 1
@@ -96,6 +97,11 @@ enum {
 #define MADT_ALL_PROCESSORS 0xff
 #define MADT_HIGH_LEVEL 0xd /* active high, level-triggered */
 
+/* No table or device takes more than this, padding included. */
+#define TABLE_MAX 512
+#define MMIO_DEVICE_MAX 96
+static_assert(7 * TABLE_MAX + ACPI_MAX_MMIO_DEVICES * MMIO_DEVICE_MAX <= ACPI_TABLES_SIZE, "there is room for all of it");
+static_assert(HEADER_SIZE + 40 + 8 * VM_MAX_VCPUS <= TABLE_MAX, "the MADT is the largest");
 static_assert(VM_MAX_VCPUS <= 255, "larger APIC ids need x2APIC structures in the MADT");
 
 static uint64_t table_address(size_t offset)
@@ -271,7 +277,9 @@ static size_t write_fadt(struct byte_writer *out, size_t facs, size_t dsdt)
     le16_put(fadt + FADT_P_LVL2_LAT, NO_C2_LATENCY);
     le16_put(fadt + FADT_P_LVL3_LAT, NO_C3_LATENCY);
     le16_put(fadt + FADT_BOOT_ARCH, BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA);
-    le32_put(fadt + FADT_FLAGS, FADT_WBINVD | FADT_C1 | FADT_NO_SLEEP_BUTTON | FADT_NO_RTC_WAKE | FADT_RESET_REG_SUP);
+    /* That the power button is none of the control method kind makes it fixed hardware. */
+    le32_put(fadt + FADT_FLAGS, FADT_WBINVD | FADT_C1 | FADT_NO_SLEEP_BUTTON | FADT_NO_RTC_WAKE | FADT_TMR_32_BITS |
+                                    FADT_RESET_REG_SUP);
     fadt[FADT_MINOR_VERSION] = FADT_MINOR;
     memcpy(fadt + FADT_HYPERVISOR, "UMBRA", 5);
     byte_write(out, fadt + HEADER_SIZE, FADT_SIZE - HEADER_SIZE);
@@ -361,8 +369,7 @@ int acpi_build_tables(const struct acpi_config *config, struct byte_writer *out)
     xsdt = write_root(out, "XSDT", tables, ARRAY_SIZE(tables), 8);
     if (out->failed)
         return -ENOMEM;
-    if (out->len > ACPI_TABLES_SIZE)
-        return -ENOSPC;
+    assert(out->len <= ACPI_TABLES_SIZE);
     put_rsdp(out->data, rsdt, xsdt);
     return 0;
 }

@@ -15,7 +15,7 @@
 
 /* A device that a guest can only find through the DSDT: registers in memory and an edge-triggered interrupt line. */
 struct acpi_mmio_device {
-    const char *hid; /* ACPI id, 8 characters: "LNRO0005" is a virtio-mmio transport */
+    char hid[9];     /* ACPI id: "LNRO0005" is a virtio-mmio transport */
     uint32_t uid;    /* tells apart those with the same hid */
     uint32_t base, size;
     uint32_t gsi;
@@ -29,12 +29,12 @@ struct acpi_config {
 };
 
 /*
- * Append all tables as they stand in memory from ACPI_TABLES_BASE, which is where the RSDP is.
- * -ENOSPC (ACPI_TABLES_SIZE), -ENOMEM. The caller clears `out`, also after a failure.
+ * Write all tables to the empty `out` as they stand in memory from ACPI_TABLES_BASE, which is where the RSDP is. -ENOMEM.
+ * The caller clears `out`, also after a failure.
  */
 int acpi_build_tables(const struct acpi_config *config, struct byte_writer *out);
 
-/* Build them and write them to guest memory. Errors of acpi_build_tables; -EFAULT when there is no RAM. */
+/* Build them and write them to guest memory. -ENOMEM; -EFAULT when there is no RAM. */
 int acpi_write_tables(struct mem *mem, const struct acpi_config *config);
 
 #endif

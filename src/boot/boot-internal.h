@@ -46,6 +46,7 @@ struct boot_segment {
     uint64_t vaddr;             /* where the image says it runs */
     uint64_t paddr;             /* where it goes, from boot_plan.base */
     uint64_t mem_size;          /* at least file_size; the rest is zero */
+    unsigned int index;         /* of its program header */
 };
 
 struct boot_plan;
@@ -65,8 +66,8 @@ struct boot_image {
     const struct boot_loader *loader;
     struct boot_segment segments[BOOT_MAX_SEGMENTS];
     unsigned int segment_count;
-    /* How the header calls the segments' addresses and sizes. */
-    const char *paddr_field, *size_field;
+    /* How errors call a segment, its address and its size. */
+    const char *segment_word, *paddr_field, *size_field;
     uint64_t entry; /* PVH, multiboot: physical */
     struct setup_header linux_header; /* bzImage */
 };

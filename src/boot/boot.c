@@ -169,7 +169,11 @@ int boot_open(const struct boot_config *config, char *error, struct boot_image *
         return boot_fail(error, NULL, ENOMEM, "out of memory");
     image->kernel = (struct boot_file){.what = "kernel", .fd = -1};
     image->initrd = (struct boot_file){.what = "initrd", .fd = -1};
-    image->acpi = config->acpi;
+    image->acpi = (struct acpi_config){
+        .cpus = config->cpus,
+        .mmio_devices = config->mmio_devices,
+        .mmio_device_count = config->mmio_device_count,
+    };
     r = open_image(image, config, error);
     if (r < 0) {
         boot_close(image);
@@ -236,18 +240,6 @@ static int load_kernel(const struct boot_plan *plan, const struct boot_image *im
     return 0;
 }
 
-static int write_tables(const struct boot_plan *plan, const struct boot_image *image)
-{
-    int r = acpi_write_tables(plan->mem, &image->acpi);
-
-    if (r == -ENOSPC)
-        return boot_fail(plan->error, NULL, ENOSPC, "ACPI tables: more than %d bytes with %u devices", ACPI_TABLES_SIZE,
-                         image->acpi.mmio_device_count);
-    if (r < 0)
-        return boot_fail(plan->error, NULL, -r, "ACPI tables: %s", strerror(-r));
-    return 0;
-}
-
 int boot_load(const struct boot_image *image, struct mem *mem, char *error, struct vcpu_entry *ret_entry)
 {
     struct vcpu_entry entry = {0};
@@ -269,9 +261,9 @@ int boot_load(const struct boot_image *image, struct mem *mem, char *error, stru
         if (r < 0)
             return r;
     }
-    r = write_tables(&plan, image);
+    r = acpi_write_tables(mem, &image->acpi);
     if (r < 0)
-        return r;
+        return boot_fail(error, NULL, -r, "ACPI tables: %s", strerror(-r));
     image->loader->enter(image, &plan, &entry);
     *ret_entry = entry;
     return 0;

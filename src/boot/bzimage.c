@@ -42,18 +42,16 @@ bool boot_bzimage_found(const uint8_t *head, size_t len)
     return len >= HEADER_MAGIC_OFFSET + 4 && le32_get(head + HEADER_MAGIC_OFFSET) == HEADER_MAGIC;
 }
 
-/* Copy the header as far as the image has it and this program knows it. */
+/* Take the header as far as the image has it and this program knows it; the rest is zero. */
 static int read_header(struct boot_image *image, const uint8_t *head, size_t len, char *error)
 {
     const struct boot_file *file = &image->kernel;
     size_t end = HEADER_LENGTH_BASE + head[HEADER_LENGTH_OFFSET];
     struct setup_header *h = &image->linux_header;
-    size_t known;
 
     if (len < HEADER_END_MIN)
         return boot_fail(error, file, EINVAL, "the file has %zu bytes, its setup header needs %zu", len, HEADER_END_MIN);
-    known = MIN(end, len) - HEADER_OFFSET;
-    memcpy(h, head + HEADER_OFFSET, MIN(known, sizeof(*h)));
+    memcpy(h, head + HEADER_OFFSET, MIN(len - HEADER_OFFSET, sizeof(*h)));
     if (h->boot_flag != BOOT_FLAG)
         return boot_fail(error, file, EINVAL, "boot_flag is 0x%x instead of 0x%x", h->boot_flag, BOOT_FLAG);
     if (h->version < VERSION_MIN)
@@ -61,6 +59,8 @@ static int read_header(struct boot_image *image, const uint8_t *head, size_t len
                          h->version & 0xff, VERSION_MIN >> 8, VERSION_MIN & 0xff);
     if (end < HEADER_END_MIN)
         return boot_fail(error, file, EINVAL, "the setup header ends at 0x%zx, before 0x%zx", end, HEADER_END_MIN);
+    if (end < HEADER_OFFSET + sizeof(*h))
+        memset((uint8_t *)h + (end - HEADER_OFFSET), 0, HEADER_OFFSET + sizeof(*h) - end);
     if (!(h->loadflags & LOADED_HIGH))
         return boot_fail(error, file, EINVAL, "loadflags 0x%x lack LOADED_HIGH: not a bzImage", h->loadflags);
     if (!(h->xloadflags & XLF_KERNEL_64))

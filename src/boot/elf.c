@@ -129,8 +129,12 @@ static int add_segment(struct boot_image *image, unsigned int index, const struc
     if (image->segment_count == BOOT_MAX_SEGMENTS)
         return boot_fail(error, file, EINVAL, "program header %u: more than %d segments to load", index,
                          BOOT_MAX_SEGMENTS);
-    image->segments[image->segment_count++] = (struct boot_segment){
-        .offset = p->offset, .file_size = p->filesz, .vaddr = p->vaddr, .paddr = p->paddr, .mem_size = p->memsz};
+    image->segments[image->segment_count++] = (struct boot_segment){.offset = p->offset,
+                                                                    .file_size = p->filesz,
+                                                                    .vaddr = p->vaddr,
+                                                                    .paddr = p->paddr,
+                                                                    .mem_size = p->memsz,
+                                                                    .index = index};
     return 0;
 }
 
@@ -215,6 +219,7 @@ int boot_elf_open(struct boot_image *image, const uint8_t *head, size_t len, str
         return r;
     if (image->segment_count == 0)
         return boot_fail(error, file, EINVAL, "e_phnum %u program headers, none of them to load", e.phnum);
+    image->segment_word = "program header";
     image->paddr_field = "p_paddr";
     image->size_field = "p_memsz";
     ret->entry = e.entry;

@@ -82,7 +82,7 @@ int boot_claim_segments(struct boot_plan *plan, const struct boot_image *image)
         char name[24];
         int r;
 
-        snprintf(name, sizeof(name), "segment %u", i);
+        snprintf(name, sizeof(name), "%s %u", image->segment_word, s->index);
         r = boot_claim(plan, &image->kernel, name, image->paddr_field, s->paddr, image->size_field, s->mem_size);
         if (r < 0)
             return r;

@@ -121,6 +121,7 @@ static int take_addresses(struct boot_image *image, const uint8_t *header, uint6
     }
     image->segments[0] = s;
     image->segment_count = 1;
+    image->segment_word = "segment";
     image->paddr_field = "load_addr";
     image->size_field = "size";
     return 0;
