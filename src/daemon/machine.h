@@ -12,7 +12,7 @@
 
 #include "base/json.h"
 #include "boot/boot.h"
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
