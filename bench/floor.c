@@ -27,6 +27,8 @@
 #define ADDR_IDENTITY_MAP UINT64_C(0xfffbc000)
 #define ADDR_TSS UINT64_C(0xfffbd000)
 
+#define CPUID_ENTRIES 256u
+
 #define UART 0x3f8
 #define EXIT_PORT 0xf4
 
@@ -258,17 +260,14 @@ static int create_memory(struct floor_vm *vm, const struct floor_config *config)
 
 static int set_cpuid(struct floor_vm *vm)
 {
-    struct {
-        struct kvm_cpuid2 head;
-        struct kvm_cpuid_entry2 entries[256];
-    } *c = calloc(1, sizeof(*c));
+    struct kvm_cpuid2 *c = calloc(1, sizeof(*c) + CPUID_ENTRIES * sizeof(c->entries[0]));
     int r;
 
     if (!c)
         return -ENOMEM;
-    c->head.nent = 256;
+    c->nent = CPUID_ENTRIES;
     r = vm_ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, "KVM_GET_SUPPORTED_CPUID", c);
-    for (uint32_t i = 0; r == 0 && i < c->head.nent; i++) {
+    for (uint32_t i = 0; r == 0 && i < c->nent; i++) {
         if (c->entries[i].function == 1) {
             c->entries[i].ecx |= UINT32_C(1) << 31; /* a hypervisor is there */
             c->entries[i].ebx &= 0xffffff;          /* APIC id 0 */
@@ -346,6 +345,7 @@ static int create_vm(struct floor_vm *vm, const struct floor_config *config)
         r = enable_cap(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
                        KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
                        "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
+    /* Before the devices: after them, setting the slot waits for a grace period that their bus registration began. */
     if (r == 0)
         r = create_memory(vm, config);
     if (r == 0)

@@ -3,7 +3,8 @@
  * creates, resets, saves, restores and destroys all of them, unwinding in reverse.
  *
  * Threads: bus callbacks run on vCPU threads under the device's own lock (given to bus_add); create, reset, save,
- * restore and destroy run on the main thread, the last four with the vCPUs parked. A device's lock is a leaf but for the irq sink.
+ * restore and destroy run on the main thread, the last four with the vCPUs parked. Under a device's lock only these are
+ * called: the irq sink, struct device_host, and the serial's chardev (whose lock comes after the serial's).
  */
 #ifndef UMBRA_DEVICE_DEVICE_H
 #define UMBRA_DEVICE_DEVICE_H
@@ -26,13 +27,21 @@ struct device_host {
     void *opaque;
 };
 
-/* Where a device is put together. */
+/* Where devices read the time. Both in nanoseconds, any thread; realtime is UTC since 1970. */
+struct device_clock {
+    uint64_t (*monotonic_ns)(void *opaque);
+    int64_t (*realtime_ns)(void *opaque);
+    void *opaque;
+};
+
+/* Where a device is put together. A device copies it; what it points to must outlive the device. */
 struct device_env {
     struct mem *mem;
     struct bus *bus;
     const struct irq_sink *irq;
-    struct event_base *events; /* main loop, for backends; NULL in tests without one */
+    struct event_base *events; /* main loop; NULL in tests without one: no interrupts of timers then */
     const struct device_host *host;
+    const struct device_clock *clock; /* NULL: the host's clocks; with one of a test, timers never fire */
 };
 
 struct device;
@@ -41,9 +50,13 @@ struct device_ops {
     const char *name; /* also its section name in a machine state */
     uint32_t state_version;
     void (*reset)(struct device *dev);
-    /* Put (get) the fields of its open section. NULL for a device without state. */
+    /*
+     * Put (get) the fields of its open section. NULL for a device without state. restore takes everything, checks every
+     * value and that nothing is left over (state_check_all_read) before it changes the device.
+     */
     void (*save)(struct device *dev, struct state_writer *w);
     int (*restore)(struct device *dev, struct state_reader *r, const struct state_section *s);
+    /* Take the device off the bus and free it. */
     void (*destroy)(struct device *dev);
 };
 
@@ -56,10 +69,13 @@ struct device {
 
 void device_init(struct device *dev, const struct device_ops *ops, uint32_t instance);
 
-/* Call the callback under the device's lock (destroy: without it). Each takes a device; device_destroy takes NULL too. */
+/* Power-on state, its interrupt line low. */
 void device_reset(struct device *dev);
+/* Write the device's section. Also for a paused device only: timers are not stopped. */
 void device_save(struct device *dev, struct state_writer *w);
+/* 0; -ENOENT, -EBADMSG (r->error says what), and then the device is as it was. Sets its interrupt line anew. */
 int device_restore(struct device *dev, struct state_reader *r);
+/* NULL is fine. */
 void device_destroy(struct device *dev);
 
 #endif

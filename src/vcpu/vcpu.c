@@ -22,6 +22,8 @@
 
 #define VCPU_STACK_SIZE (256 * KiB)
 #define KICK_SIGNAL SIGRTMIN
+/* More than an instruction has pieces that KVM exits for one by one. */
+#define FINISH_TRIES 64
 
 unsigned int vcpu_index(const struct vcpu *vcpu)
 {
@@ -248,6 +250,19 @@ static int enter_guest(struct vcpu *vcpu)
     return r;
 }
 
+/*
+ * Let KVM finish an instruction that exited for I/O (a write to the reset port) before this vCPU parks for good: after
+ * a reset it would finish it over the new registers. What else the instruction has to say is not heard any more.
+ */
+static void finish_instruction(struct vcpu *vcpu)
+{
+    int tries = 0;
+
+    do
+        __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    while (enter_guest(vcpu) == 0 && ++tries < FINISH_TRIES);
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *vcpu = arg;
@@ -280,8 +295,10 @@ static void *vcpu_thread(void *arg)
             snprintf(reason, sizeof(reason), "KVM_RUN failed: %s", strerrordesc_np(err));
             internal_error(vcpu, reason);
         }
-        if (vcpu->blocked)
+        if (vcpu->blocked) {
+            finish_instruction(vcpu);
             go_on = park(vcpu);
+        }
     }
     return NULL;
 }

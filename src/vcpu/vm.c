@@ -459,7 +459,7 @@ static int load_power_on_state(struct vm *vm)
         err = state_reader_init(&r, data, len);
     if (err == 0)
         err = vm_state_load(vm, &r);
-    if (err == -EBADMSG)
+    if (err < 0 && r.error[0])
         log_err("reset: %s", r.error);
     state_reader_clear(&r);
     state_writer_clear(&w);

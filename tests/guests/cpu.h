@@ -2,16 +2,6 @@
 #ifndef GUEST_CPU_H
 #define GUEST_CPU_H
 
-#define GUEST_LOAD_ADDR 0x100000
-
-/*
- * The multiboot header is the last thing in the first 8192 bytes of the file. It lies fully inside, as the specification
- * asks, but a loader that looks for the longer header with graphics fields (QEMU) does not see it and takes the PVH note.
- */
-#define GUEST_FILE_OFFSET 0x1000
-#define MULTIBOOT_HEADER_SIZE 32
-#define MULTIBOOT_HEADER_OFFSET (0x2000 - GUEST_FILE_OFFSET - MULTIBOOT_HEADER_SIZE)
-
 #define SEL_KERNEL_CODE 0x08
 #define SEL_KERNEL_DATA 0x10
 #define SEL_BOOT_CODE32 0x18

@@ -11,11 +11,13 @@
 #define MULTIBOOT_MAGIC 0x1badb002
 #define MULTIBOOT_FLAGS 0x00010002      /* memory information; address fields */
 
+#ifndef GUEST_MULTIBOOT_ONLY
     .section .note.Xen, "a", @note
     .balign 4
     .long 4, 8, 18                      /* XEN_ELFNOTE_PHYS32_ENTRY */
     .asciz "Xen"
     .quad pvh_entry
+#endif
 
     .section .multiboot, "a"
 multiboot_header:
