@@ -45,6 +45,8 @@ struct machine {
     struct device *devices[DEV_COUNT]; /* NULL where not wanted */
     enum run_state state;
     bool ended;
+    bool host_known;
+    struct host_info host;
 
     int request_fd;
     struct event *request_event;
@@ -282,7 +284,7 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .acpi = {.cpus = m->config->cpus},
+        .cpus = m->config->cpus,
     };
     char error[BOOT_ERROR_MAX];
     int r = boot_open(&config, error, &m->image);
@@ -536,6 +538,21 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+const struct host_info *machine_host(struct machine *m)
+{
+    /* Once, when somebody asks: the probe makes a VM of its own, which a start should not wait for. */
+    if (!m->host_known) {
+        int r = host_probe(m->config->kvm_path, &m->host);
+
+        if (r < 0) {
+            log_warn_errno(r, "%s: cannot be probed", m->config->kvm_path);
+            m->host = (struct host_info){0};
+        }
+        m->host_known = true;
+    }
+    return &m->host;
 }
 
 struct event_base *machine_events(struct machine *m)

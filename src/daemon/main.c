@@ -9,7 +9,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/log.h"
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-server.h"
