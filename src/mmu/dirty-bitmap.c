@@ -27,7 +27,7 @@
 
 /* Groups of 64 words: 8192 words, 2 GiB of guest memory. */
 #define CLEAR_GAP_GROUPS 128u
-#define CLEAR_MAX_PAGES 16384u
+#define CLEAR_MAX_PAGES 8192u
 
 static_assert(MEM_HOLE_START % (PAGE_SET_GROUP_PAGES * GUEST_PAGE_SIZE) == 0, "slots begin with a group");
 

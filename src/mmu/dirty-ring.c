@@ -44,6 +44,16 @@ int dirty_log_add_ring(struct dirty_log *log, struct kvm_dirty_gfn *entries, uin
     return r;
 }
 
+uint32_t dirty_log_ring_taken(struct dirty_log *log, size_t index)
+{
+    uint32_t n;
+
+    pthread_mutex_lock(&log->lock);
+    n = index < log->ring_count ? log->rings[index].next : 0;
+    pthread_mutex_unlock(&log->lock);
+    return n;
+}
+
 /* Add the page of an entry to the harvest. */
 static void add_entry(struct dirty_log *log, uint32_t slot, uint64_t offset)
 {

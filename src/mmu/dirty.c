@@ -360,43 +360,52 @@ int dirty_log_ack(struct dirty_log *log, const char *name, uint64_t epoch)
 
 /* -- ranges ------------------------------------------------------------------- */
 
-/* The end of the run of set bits that begins at `from`, at most `limit`. */
-static pfn_t run_end(const uint64_t *map, pfn_t from, pfn_t limit)
-{
-    size_t w = (size_t)(from / 64);
-    uint64_t clear = ~map[w] >> (from % 64);
+/* Where a walk over a set is: `bits` of word `word` are still to come. */
+struct walk {
+    size_t word;
+    uint64_t bits;
+};
 
-    if (clear)
-        from += (uint64_t)__builtin_ctzll(clear);
-    else
-        for (from = ++w * UINT64_C(64); from < limit; from += 64, w++) {
-            if (map[w] != UINT64_MAX) {
-                from += (uint64_t)__builtin_ctzll(~map[w]);
-                break;
-            }
+/* Go on to a word with bits; false at the end. */
+static bool walk_next_word(const struct page_set *set, struct walk *w)
+{
+    while (!w->bits) {
+        if (++w->word % PAGE_SET_GROUP_WORDS == 0) {
+            size_t group = page_set_next_group(set, w->word / PAGE_SET_GROUP_WORDS);
+
+            if (group == set->group_count)
+                return false;
+            w->word = group * PAGE_SET_GROUP_WORDS;
         }
-    return MIN(from, limit);
+        w->bits = set->map[w->word];
+    }
+    return true;
 }
 
-/* The first set bit at or after `from`, or the set's limit. */
-static pfn_t run_begin(const struct page_set *set, pfn_t from)
+/* Take the lowest run of set bits, which goes on into further words but not to page `limit`; returns its end. */
+static pfn_t walk_take_run(const struct page_set *set, struct walk *w, unsigned int start, pfn_t limit)
 {
-    size_t w = (size_t)(from / 64), group;
-    uint64_t bits;
+    uint64_t above = w->bits + (UINT64_C(1) << start);
+    pfn_t base = (pfn_t)w->word * 64;
 
-    if (from >= set->limit)
-        return set->limit;
-    bits = set->map[w] & (UINT64_MAX << (from % 64));
-    while (!bits) {
-        if (++w % PAGE_SET_GROUP_WORDS == 0) {
-            group = page_set_next_group(set, w / PAGE_SET_GROUP_WORDS);
-            if (group == set->group_count)
-                return set->limit;
-            w = group * PAGE_SET_GROUP_WORDS;
-        }
-        bits = set->map[w];
+    /* The addition carries through the run, out of the word if the run reaches its end. */
+    if (above) {
+        w->bits &= above;
+        return base + (uint64_t)__builtin_ctzll(above);
     }
-    return w * UINT64_C(64) + (uint64_t)__builtin_ctzll(bits);
+    while ((base += 64) < limit && set->map[base / 64] == UINT64_MAX)
+        ;
+    w->word = (size_t)(base / 64);
+    if (base >= limit) {
+        /* The word belongs to the next slot; it is looked at by walk_next_word. */
+        w->word--;
+        w->bits = 0;
+        return limit;
+    }
+    w->bits = set->map[w->word];
+    above = w->bits + 1;
+    w->bits &= above;
+    return base + (uint64_t)__builtin_ctzll(above);
 }
 
 size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot, pfn_t *cursor,
@@ -406,20 +415,26 @@ size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot
     unsigned int count;
     const struct mem_slot *slots = mem_slots(mem, &count);
     pfn_t low = bytes_to_pages(slots[0].size), at = *cursor;
+    gfn_t shift = gpa_to_gfn(MEM_HOLE_END) - low;
+    struct walk w = {.word = (size_t)(at / 64)};
     size_t n = 0;
 
-    if (set->pages == 0)
+    if (set->pages == 0 || at >= set->limit)
         return 0;
+    w.bits = set->map[w.word] & (UINT64_MAX << (at % 64));
     while (n < max) {
-        pfn_t first = run_begin(set, at);
+        unsigned int start;
+        pfn_t first;
 
-        if (first == set->limit) {
-            at = first;
+        if (!walk_next_word(set, &w)) {
+            at = set->limit;
             break;
         }
+        start = (unsigned int)__builtin_ctzll(w.bits);
+        first = (pfn_t)w.word * 64 + start;
         /* Slots that touch in the RAM file are apart in the guest. */
-        at = run_end(set->map, first, first < low ? low : set->limit);
-        out[n++] = (struct dirty_range){.gfn = mem_pfn_to_gfn(mem, first), .pages = at - first};
+        at = walk_take_run(set, &w, start, first < low ? low : set->limit);
+        out[n++] = (struct dirty_range){.gfn = first < low ? first : first + shift, .pages = at - first};
     }
     *cursor = at;
     return n;

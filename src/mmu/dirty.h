@@ -87,6 +87,9 @@ enum dirty_backend dirty_log_backend(const struct dirty_log *log);
  * -EINVAL (bitmap backend, entries not a power of two), -ENOMEM. */
 int dirty_log_add_ring(struct dirty_log *log, struct kvm_dirty_gfn *ring, uint32_t entries);
 
+/* Entries taken from the index-th ring since it was added, modulo 2^32: what one vCPU wrote. 0 where there is none. */
+uint32_t dirty_log_ring_taken(struct dirty_log *log, size_t index);
+
 /*
  * A vCPU left with KVM_EXIT_DIRTY_RING_FULL: take the entries of all rings and give the rings back. vCPU threads. 0, or
  * -errno of KVM: the entries taken are pending, but the vCPU will find its ring full again.
