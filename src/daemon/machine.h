@@ -12,7 +12,7 @@
 
 #include "base/json.h"
 #include "boot/boot.h"
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
@@ -66,7 +66,7 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
-/* What host_probe finds; the first call probes (tens of milliseconds). */
+/* What this host offers; the first call measures the speed of guest kernel code (some 20 ms). */
 const struct host_info *machine_host(struct machine *m);
 struct event_base *machine_events(struct machine *m);
 

@@ -10,7 +10,7 @@
 
 #include "base/fd.h"
 #include "base/util.h"
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 
 #define ARGS_MAX 16
 

@@ -4,7 +4,7 @@
  */
 #include "config.h"
 
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -343,7 +343,7 @@ static int json_value_text(const struct option_row *o, json_t *v, const char **r
 static int apply_json_key(struct config *c, const char *key, json_t *v, char *error)
 {
     const struct option_row *o = find_option(key);
-    const char *value;
+    const char *value = NULL;
     int r;
 
     if (!o || o->where != EVERYWHERE)

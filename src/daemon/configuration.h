@@ -1,8 +1,8 @@
 /*
  * What a VM is made of, from the command line and a JSON file (same keys). Strings belong to the config. Main thread.
  */
-#ifndef UMBRA_DAEMON_CONFIG_H
-#define UMBRA_DAEMON_CONFIG_H
+#ifndef UMBRA_DAEMON_CONFIGURATION_H
+#define UMBRA_DAEMON_CONFIGURATION_H
 
 #include <stdbool.h>
 #include <stdint.h>
