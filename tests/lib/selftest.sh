@@ -1,8 +1,9 @@
 #!/bin/bash
 # Test what the tests stand on: tap.sh, wait.sh and install-packages.
+set -u
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/tap.sh"
-. "$here/wait.sh"
+. "$here/tap.sh" || exit 1
+. "$here/wait.sh" || exit 1
 
 # inner: run a test of the lines on stdin; sets $status and $output.
 inner() {

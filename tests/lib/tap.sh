@@ -1,5 +1,7 @@
 # shellcheck shell=bash
-# TAP for the tests written in bash: `. "$(dirname "$0")/../lib/tap.sh"` at the top of a test, `done_testing` at its end.
+# TAP for the tests written in bash: `set -u` and `. "$(dirname "$0")/../lib/tap.sh" || exit 1` at the top of a test,
+# `done_testing` at its end. Without the two a test that does not find this file would go on as root with $tap_dir empty, and
+# write into / what was meant for its own directory.
 #
 #   need REASON COMMAND...          skip the whole test (status 77) with the reason unless the command succeeds
 #   plan N                          say beforehand how many results there will be (otherwise done_testing does)

@@ -42,6 +42,7 @@ wait_for_socket() {
 
 # wait_for_exit PID SECONDS: until the child PID has ended. Sets $exit_status to its status.
 wait_for_exit() {
+    exit_status=
     wait_until "$2" gone "$1" || return 1
     wait "$1"
     # shellcheck disable=SC2034 # for the caller

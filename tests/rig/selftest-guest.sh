@@ -1,9 +1,10 @@
 #!/bin/bash
 # Part of selftest.sh, run inside the rig with QEMU: the stock kernel with the guest initramfs on this KVM, driven over its
 # console, and the power button.
-. "$UMBRA_SRC/tests/lib/tap.sh"
-. "$UMBRA_SRC/tests/lib/wait.sh"
-. "$UMBRA_SRC/tests/lib/guest.sh"
+set -u
+. "$UMBRA_SRC/tests/lib/tap.sh" || exit 1
+. "$UMBRA_SRC/tests/lib/wait.sh" || exit 1
+. "$UMBRA_SRC/tests/lib/guest.sh" || exit 1
 plan 9
 
 # start_guest MACHINE WORDS [OPTION...]: start QEMU with its console logged to $tap_dir/MACHINE.

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Test how tests/rig/kernel gets its kernel, with an apt in place of apt that serves packages made here.
+set -u
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../lib/tap.sh"
+. "$here/../lib/tap.sh" || exit 1
 need "dpkg-deb is missing" type -P dpkg-deb
 need "busybox is missing" type -P busybox
 

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Test the rig itself: what comes back from it, its exit statuses, its cache, and that a stock guest runs inside.
 # Not part of the integration tests, which the rig runs: it takes some minutes and needs no built tree.
+set -u
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../lib/tap.sh"
+. "$here/../lib/tap.sh" || exit 1
 need "qemu-system-x86_64 is missing" type -P qemu-system-x86_64
 need "apt-get is missing (the kernel comes as a Debian package)" type -P apt-get
 
