@@ -31,10 +31,7 @@ struct boot_config {
     const char *kernel;  /* path */
     const char *initrd;  /* path or NULL */
     const char *cmdline; /* or NULL */
-    unsigned int cpus;   /* 1 to VM_MAX_VCPUS */
-    /* Devices for the DSDT, at most ACPI_MAX_MMIO_DEVICES; the array must live as long as the image. */
-    const struct acpi_mmio_device *mmio_devices;
-    unsigned int mmio_device_count;
+    struct acpi_config acpi; /* what it points to must live as long as the image */
 };
 
 /*

@@ -13,13 +13,15 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/paths.h"
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-internal.h"
 #include "daemon/qmp-server-internal.h"
 
 /* Connections in the kernel's queue until the main loop takes them. */
-#define BACKLOG 16
+/* For the group: whoever may control the VM is in it. */
+#define SOCKET_MODE 0660
 
 void qmp_server_later(struct qmp_server *s)
 {
@@ -111,7 +113,7 @@ int qmp_server_listen(struct qmp_server *s, const char *path, bool read_only)
 
     if (s->listener_count == QMP_MAX_LISTENERS)
         return -ENOSPC;
-    r = socket_file_listen(path, BACKLOG, &l->file);
+    r = unix_listen(path, SOCKET_MODE, UMBRA_GROUP, &l->file);
     if (r < 0)
         return r;
     l->server = s;
@@ -119,7 +121,7 @@ int qmp_server_listen(struct qmp_server *s, const char *path, bool read_only)
     if (event_assign(&l->event, s->events, l->file.fd, EV_READ | EV_PERSIST, on_connection, l) < 0 ||
         event_add(&l->event, NULL) < 0) {
         log_err("%s: cannot be watched by the main loop", path);
-        socket_file_close(&l->file);
+        unix_listener_close(&l->file);
         return -EIO;
     }
     s->listener_count++;
@@ -191,7 +193,7 @@ void qmp_server_free(struct qmp_server *s)
         return;
     for (unsigned int i = 0; i < s->listener_count; i++) {
         event_del(&s->listeners[i].event);
-        socket_file_close(&s->listeners[i].file);
+        unix_listener_close(&s->listeners[i].file);
     }
     list_for_each(c, &s->clients, node)
         qmp_client_free(c);

@@ -26,6 +26,7 @@
 /* How long the speed of ring 0 is measured at least, and how often it may be tried for that. */
 #define MEASURE_NS (1 * NSEC_PER_MSEC)
 #define MEASURE_TRIES 8
+#define EMULATED_MIPS 10
 
 /* -- the throw-away VM -- */
 
@@ -256,7 +257,7 @@ static int prove_paging(struct probe_vm *vm, struct host_info *info)
         add_how(info, "; %llu of %u INVLPGs exited", (unsigned long long)exited, INVLPG_COUNT);
         /* Shadow paging has KVM emulate one instruction or another, but not all of them. */
         if (stat_value(stats, "insn_emulation", &emulated))
-            info->ring0 = emulated >= INVLPG_INSTRUCTIONS ? HOST_RING0_EMULATED : HOST_RING0_NATIVE;
+            info->ring0_emulated = emulated >= INVLPG_INSTRUCTIONS;
     }
     stats_close(stats);
     return r;
@@ -296,16 +297,14 @@ static int open_userfaultfd(void)
 
 static void ask_userfaultfd(struct host_info *info)
 {
-    const uint64_t wp = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+    const uint64_t wanted = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
     struct uffdio_api api = {.api = UFFD_API};
     int fd = open_userfaultfd();
 
     if (fd < 0)
         return;
-    if (ioctl(fd, UFFDIO_API, &api) == 0) {
-        info->userfaultfd = api.features & UFFD_FEATURE_MISSING_SHMEM;
-        info->userfaultfd_wp = (api.features & wp) == wp;
-    }
+    if (ioctl(fd, UFFDIO_API, &api) == 0)
+        info->userfaultfd = (api.features & wanted) == wanted;
     close(fd);
 }
 
@@ -325,9 +324,13 @@ static int measure_ring0(struct probe_vm *vm, struct host_info *info)
             break;
         rounds *= 8;
     }
-    if (r == 0)
-        info->ring0_mips = (double)(instructions_a_round * rounds) * 1000 / (double)MAX(ns, UINT64_C(1));
-    return r;
+    if (r < 0)
+        return r;
+    info->ring0_mips = (double)(instructions_a_round * rounds) * 1000 / (double)MAX(ns, UINT64_C(1));
+    /* Where no statistic tells: an emulator is near 1, the slowest machine that runs them itself far above. */
+    if (info->proven == HOST_PAGING_UNKNOWN)
+        info->ring0_emulated = info->ring0_mips < EMULATED_MIPS;
+    return 0;
 }
 
 int host_measure_ring0(int kvm_fd, struct host_info *info)
@@ -468,47 +471,9 @@ void host_probe_free(struct host_probe *p)
     free(p);
 }
 
-/* -- for people -- */
-
 const char *host_paging_name(enum host_paging paging)
 {
     static const char *const names[] = {"unknown", "shadow", "tdp"};
 
     return names[paging];
-}
-
-const char *host_ring0_name(enum host_ring0 ring0)
-{
-    static const char *const names[] = {"unknown", "native", "emulated"};
-
-    return names[ring0];
-}
-
-static const char *yes_no(bool yes)
-{
-    return yes ? "yes" : "no";
-}
-
-int host_report(const char *kvm_path)
-{
-    struct host_info h;
-    int r = host_probe(kvm_path, &h);
-
-    if (r < 0) {
-        printf("%s: %s\n", kvm_path, strerrordesc_np(-r));
-        return r;
-    }
-    printf("module: %s\n", h.module[0] ? h.module : "unknown");
-    printf("paging: %s (%s)\n", host_paging_name(h.proven), h.how);
-    printf("guest kernel code: %s, %.1f million instructions a second\n", host_ring0_name(h.ring0), h.ring0_mips);
-    printf("runs stock kernels: %s\n",
-           h.ring0 == HOST_RING0_EMULATED ? "no, guest kernel code is emulated" : yes_no(h.ring0 == HOST_RING0_NATIVE));
-    printf("kvm api: %d\n", h.api_version);
-    printf("vcpus at most: %u\n", h.max_vcpus);
-    printf("dirty log with manual protection: %s\n", yes_no(h.manual_dirty_log));
-    printf("dirty ring: %s\n", yes_no(h.dirty_ring));
-    printf("binary statistics: %s\n", yes_no(h.stats_fd));
-    printf("userfaultfd: %s\n", yes_no(h.userfaultfd));
-    printf("userfaultfd write protection: %s\n", yes_no(h.userfaultfd_wp));
-    return 0;
 }

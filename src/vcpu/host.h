@@ -17,25 +17,17 @@ enum host_paging {
     HOST_PAGING_TDP, /* EPT or NPT */
 };
 
-/* How guest kernel code runs. */
-enum host_ring0 {
-    HOST_RING0_UNKNOWN,
-    HOST_RING0_NATIVE,
-    HOST_RING0_EMULATED, /* instruction by instruction: too slow for a stock kernel */
-};
-
 struct host_info {
     char module[32];            /* kvm_pvm, kvm_amd, kvm_intel, or "" */
     enum host_paging by_module; /* what the module and its parameter say */
     enum host_paging proven;    /* what the INVLPG probe showed */
     char how[128];              /* e.g. "kvm_amd npt=N; 10 of 10 INVLPGs exited", or why nothing is known */
-    enum host_ring0 ring0;
+    bool ring0_emulated;        /* guest kernel code is emulated; false too where that cannot be found out */
     double ring0_mips;          /* millions of guest kernel instructions a second; 0 until measured */
     int api_version;
     unsigned int max_vcpus;
     bool dirty_ring, manual_dirty_log, stats_fd;
-    bool userfaultfd;    /* missing pages of shared memory, also when the kernel touches them for KVM */
-    bool userfaultfd_wp; /* write-protection of shared memory */
+    bool userfaultfd; /* missing pages and write protection, of shared memory, also when KVM touches it */
 };
 
 /* Everything, ring-0 speed included; under 50 ms. 0, or -errno of opening KVM; other failures leave their fields unknown. */
@@ -62,10 +54,4 @@ void host_read_module(const char *dir, struct host_info *info);
 
 /* "shadow", "tdp" or "unknown". */
 const char *host_paging_name(enum host_paging paging);
-/* "native", "emulated" or "unknown". */
-const char *host_ring0_name(enum host_ring0 ring0);
-
-/* Print everything to stdout for a person, one "name: value" a line. 0, or -errno of opening KVM, which is printed too. */
-int host_report(const char *kvm_path);
-
 #endif

@@ -254,7 +254,7 @@ static void test_elf_counts(void **state)
     struct boot_attempt a;
     struct test_image im;
     char path[64], error[BOOT_ERROR_MAX];
-    struct boot_config config = {.kernel = path, .cpus = 1};
+    struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
     struct boot_image *image;
     int fd;
 
@@ -391,7 +391,7 @@ static void test_every_cut(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         struct test_image im;
         char path[64];
-        struct boot_config config = {.kernel = path, .cpus = 1};
+        struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
         int fd;
 
         kinds[i].build(&im);
@@ -417,7 +417,7 @@ static void test_every_cut(void **state)
 static void test_cut_after_open(void **state)
 {
     char path[64], error[BOOT_ERROR_MAX];
-    struct boot_config config = {.kernel = path, .cpus = 1};
+    struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
     struct mem_config mem_config = {.size = 16 * MiB};
     struct vcpu_entry entry;
     struct boot_image *image;
@@ -485,7 +485,7 @@ static void test_cmdline_too_long(void **state)
 
 static void assert_open_fails(const char *kernel, const char *initrd, int r, const char *text)
 {
-    struct boot_config config = {.kernel = kernel, .initrd = initrd, .cpus = 1};
+    struct boot_config config = {.kernel = kernel, .initrd = initrd, .acpi = {.cpus = 1}};
     char error[BOOT_ERROR_MAX] = "";
     struct boot_image *image;
 
