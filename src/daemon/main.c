@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/systemd.h"
 #include "daemon/configuration.h"
+#include "daemon/host-report.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
