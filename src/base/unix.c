@@ -3,11 +3,11 @@
 #include "base/unix.h"
 
 #include <errno.h>
-#include <grp.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "base/fd.h"
+#include "base/paths.h"
 #include "base/util.h"
 
 #define BACKLOG 16
@@ -49,10 +49,10 @@ static int bind_path(int fd, const struct sockaddr_un *addr, mode_t mode)
 
 static void give_to_group(const char *path, const char *group)
 {
-    const struct group *g = group ? getgrnam(group) : NULL;
+    gid_t gid;
 
     /* A user who is not in the group keeps the socket. */
-    if (g && lchown(path, (uid_t)-1, g->gr_gid) < 0)
+    if (group && paths_group_id(group, &gid) == 0 && lchown(path, (uid_t)-1, gid) < 0)
         return;
 }
 

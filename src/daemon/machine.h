@@ -12,7 +12,7 @@
 
 #include "base/json.h"
 #include "boot/boot.h"
-#include "daemon/config.h"
+#include "daemon/configuration.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
@@ -60,13 +60,14 @@ int machine_cont(struct machine *m, const char **ret_why);
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);
-/* quit: end at once. */
+/* End at once: somebody's quit, or a signal to umbrad. */
 void machine_quit(struct machine *m);
+void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
-/* What host_probe found when the machine was made. */
-const struct host_info *machine_host(const struct machine *m);
+/* What this host offers; the first call measures the speed of guest kernel code (some 20 ms). */
+const struct host_info *machine_host(struct machine *m);
 struct event_base *machine_events(struct machine *m);
 
 #endif

@@ -40,13 +40,21 @@ struct qmp_arg {
     bool optional;
     int64_t min, max;          /* integers; both 0: 0 to INT64_MAX */
     const char *const *values; /* strings: NULL-terminated list of what is allowed, or NULL */
-    const char *help;
+};
+
+/* What handlers work with; made by the server, the same for every client. */
+struct qmp_context {
+    struct machine *machine;
+    struct dirty_rate *dirty_rate;
+    struct qmp_stats *stats;
 };
 
 /* One request as a handler sees it. */
 struct qmp_request {
+    const struct qmp_context *context;
     struct machine *machine;
-    const json_t *args; /* checked against the command's spec; an empty object when none were given */
+    bool read_only;     /* came in on the read-only socket */
+    const json_t *args; /* checked against the command's spec; NULL when none were given (the readers take that) */
     /* Out: a descriptor to pass with the answer (SCM_RIGHTS), owned by the server from then on; -1 for none. */
     int reply_fd;
     struct qmp_error error;
@@ -60,7 +68,7 @@ struct qmp_command {
     const char *name;
     unsigned int flags;
     const struct qmp_arg *args; /* ends with a NULL name; NULL for none */
-    const char *help;
+    const char *help; /* one sentence, as the manual has it */
     /* The value of "return" (consumed by the server), or NULL with req->error set. Main thread; must not wait for a guest. */
     json_t *(*run)(struct qmp_request *req);
 };
@@ -72,5 +80,27 @@ extern const unsigned int qmp_command_count;
 const struct qmp_command *qmp_find_command(const char *name);
 /* Check args (may be NULL) against the spec: unknown, missing, mistyped, out of range. False with *err set. */
 bool qmp_check_args(const struct qmp_command *cmd, const json_t *args, struct qmp_error *err);
+
+/* What the server knows of a client when it carries out its requests. */
+struct qmp_session {
+    const struct qmp_context *context;
+    bool read_only;
+    bool negotiated;
+};
+
+/* An answer: one object, the caller's to put (NULL when out of memory), and a descriptor to pass with it or -1. */
+struct qmp_answer {
+    json_t *object;
+    int fd;
+};
+
+/*
+ * Carry out one request, the text of one JSON object or array that qmp_frame_scan cut out (which checked its
+ * syntax more strictly than json-c does). Always answers. `tokener` takes QMP_MAX_DEPTH levels; it is reset here.
+ */
+struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *tokener, const char *text, size_t len);
+
+/* The answer that tells of an error outside of any request. */
+json_t *qmp_error_object(enum qmp_class class, const char *desc);
 
 #endif

@@ -7,11 +7,14 @@
  * back with the next snapshot. Whoever reads the pages' contents does so after the snapshot returned: pages are
  * protected again before the snapshot is given out, so a later write is reported again.
  *
+ * Failures of KVM lose nothing: what a harvest took before it failed stays pending for every consumer, the snapshot is
+ * refused, and the next one tries again.
+ *
  * Logging is on in KVM only while there is a consumer.
  *
- * Owner: the machine. Locking: one mutex inside (lock order: see ARCHITECTURE.md; "protects: consumers, their bitmaps,
- * the harvest buffers"). Every function may be called from any thread and may block for the length of a harvest, but for
- * dirty_ring_full, which a vCPU thread calls. A holder of the lock never waits for a vCPU.
+ * Owner: the machine. Locking: one mutex inside (lock order: see ARCHITECTURE.md; "protects: consumers, their sets, the
+ * harvest set, the rings"). Every function may be called from any thread and may block for the length of a harvest. A
+ * holder of the lock never waits for a vCPU.
  */
 #ifndef UMBRA_MMU_DIRTY_H
 #define UMBRA_MMU_DIRTY_H
@@ -20,8 +23,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/json.h"
 #include "mmu/mem.h"
+#include "mmu/pageset.h"
 #include "mmu/types.h"
 
 #define DIRTY_MAX_CONSUMERS 16
@@ -38,32 +41,59 @@ enum dirty_backend {
 struct dirty_ops {
     /* Set or clear KVM_MEM_LOG_DIRTY_PAGES on every slot. */
     int (*set_logging)(void *opaque, bool on);
-    /* KVM_GET_DIRTY_LOG; `bitmap` has a bit for each page of the slot. */
+    /* KVM_GET_DIRTY_LOG (with manual protect: it protects nothing); `bitmap` has a bit for each page of the slot. */
     int (*get)(void *opaque, uint32_t slot, uint64_t *bitmap);
     /* KVM_CLEAR_DIRTY_LOG: first_page is a multiple of 64, so is num_pages (or it ends the slot). */
     int (*clear)(void *opaque, uint32_t slot, uint64_t first_page, uint32_t num_pages, const uint64_t *bitmap);
-    /* KVM_RESET_DIRTY_RINGS; the number of entries KVM took back, or -errno. */
+    /* KVM_RESET_DIRTY_RINGS; the number of entries KVM took back (fewer than all: it is called again), or -errno. */
     int (*reset_rings)(void *opaque);
-    /* Make every vCPU leave the guest once, so that what the CPU buffers (PML) is in the log. May be NULL. */
+    /*
+     * Ring backend: make every vCPU leave the guest once, so that what the CPU buffers (PML) is in the rings. It may
+     * wait for them: it is called without the lock. NULL where the CPU buffers nothing, as under shadow paging.
+     */
     int (*kick_vcpus)(void *opaque);
+};
+
+/* How the bitmap backend protects pages again after a harvest. */
+enum dirty_clear {
+    DIRTY_CLEAR_AUTO,   /* runs of dirty pages, merged where a gap costs less than another ioctl */
+    DIRTY_CLEAR_SPARSE, /* one KVM_CLEAR_DIRTY_LOG for every run of groups (16 MiB of guest memory) with a dirty page */
+    DIRTY_CLEAR_DENSE,  /* one for each slot with a dirty page, from its first to its last */
 };
 
 struct dirty_config {
     enum dirty_backend backend;
-    /* KVM sets every bit when logging is switched on and protects nothing (KVM_DIRTY_LOG_INITIALLY_SET). */
+    enum dirty_clear clear;
+    /*
+     * Bitmap backend: KVM sets every bit when logging is switched on and protects nothing
+     * (KVM_DIRTY_LOG_INITIALLY_SET). Never to be enabled in KVM with the ring: nothing would be protected, nor logged.
+     */
     bool initially_set;
+    /* AUTO's figures for tests and benches, 0 for the measured ones: groups of a gap that is not worth another ioctl,
+     * and pages after which KVM gets another ioctl, so that the guest's faults find its MMU lock free in between. */
+    uint32_t clear_gap;
+    uint32_t clear_max_pages;
     const struct dirty_ops *ops;
     void *opaque;
 };
 
+/* `mem` and what `config` points to must outlive the log. -EINVAL (an operation the backend needs is missing), -ENOMEM. */
 int dirty_log_new(struct mem *mem, const struct dirty_config *config, struct dirty_log **ret);
+/* Forgets consumers without a word to KVM, whose VM ends too. No other thread uses the log any more. NULL is fine. */
 void dirty_log_free(struct dirty_log *log);
 enum dirty_backend dirty_log_backend(const struct dirty_log *log);
 
-/* Ring backend: the ring of one vCPU, mapped by the caller and valid for the life of the log. Before the guest runs. */
+/* Ring backend: the ring of one vCPU, mapped by the caller and valid for the life of the log. Before the guest runs.
+ * -EINVAL (bitmap backend, entries not a power of two), -ENOMEM. */
 int dirty_log_add_ring(struct dirty_log *log, struct kvm_dirty_gfn *ring, uint32_t entries);
 
-/* A vCPU left with KVM_EXIT_DIRTY_RING_FULL: take the entries of all rings and give the rings back. vCPU threads. */
+/* Entries taken from the index-th ring since it was added, modulo 2^32: what one vCPU wrote. 0 where there is none. */
+uint32_t dirty_log_ring_taken(struct dirty_log *log, size_t index);
+
+/*
+ * A vCPU left with KVM_EXIT_DIRTY_RING_FULL: take the entries of all rings and give the rings back. vCPU threads. 0, or
+ * -errno of KVM: the entries taken are pending, but the vCPU will find its ring full again.
+ */
 int dirty_log_ring_full(struct dirty_log *log);
 
 enum dirty_start_mode {
@@ -71,39 +101,50 @@ enum dirty_start_mode {
     DIRTY_START_ALL,     /* the first snapshot gives every page (a full copy is to be made) */
 };
 
-/* -EEXIST (name in use), -ENOSPC (DIRTY_MAX_CONSUMERS), -EINVAL (name), -errno of KVM. */
+/*
+ * Begin a consumer. The name is 1 to DIRTY_NAME_MAX bytes. -EEXIST (name in use), -ENOSPC (DIRTY_MAX_CONSUMERS), -EINVAL
+ * (name), -ENOMEM, -errno of KVM; after an error there is no such consumer.
+ */
 int dirty_log_start(struct dirty_log *log, const char *name, enum dirty_start_mode mode);
-/* -ENOENT. The last one to stop switches logging off. */
+/*
+ * End a consumer. The last one to stop switches logging off. -ENOENT (name), or -errno of switching it off: the consumer
+ * is gone all the same.
+ */
 int dirty_log_stop(struct dirty_log *log, const char *name);
 
 struct dirty_snapshot {
     uint64_t epoch;      /* number of this snapshot, from 1; unchanged by a peek */
     uint64_t pages;      /* pages in it */
-    bool lost;           /* a page may be missing: after a failure of KVM, until the next DIRTY_START_ALL */
+    bool lost;           /* a page may be missing from this or an earlier one; a consumer that starts anew has it false */
     uint64_t harvest_ns; /* time the harvest took */
-    /* Borrowed: the epoch's bitmap, one bit a RAM page, dirty_log_words long; valid until dirty_log_unlock. */
+    /* Borrowed: the set's bitmap, one bit a RAM page, dirty_log_words words; valid until dirty_log_unlock. */
     const uint64_t *bitmap;
+    /* Borrowed: the set itself, for those who skip what is empty. */
+    const struct page_set *set;
 };
 
 /*
  * Take a snapshot for the consumer and leave the log locked, so that the caller can read ret->bitmap; the caller then
- * calls dirty_log_unlock. With `peek` nothing moves: the result is what a snapshot would give, and in bitmap mode
- * nothing is protected again, so the guest pays nothing. On an error the log is not locked. -ENOENT, -errno of KVM.
+ * calls dirty_log_unlock. With `peek` nothing moves: the result is what a snapshot would give, and nothing is protected
+ * again, so the guest pays nothing. On an error the log is not locked. -ENOENT, -errno of KVM.
  */
 int dirty_log_snapshot_lock(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret);
 void dirty_log_unlock(struct dirty_log *log);
 size_t dirty_log_words(const struct dirty_log *log);
 
-/* The newest epoch of the consumer is safely dealt with: forget its pages. -ENOENT (name), -EINVAL (not the newest). */
+/* The newest epoch of the consumer is safely dealt with: forget its pages. Again is fine. -ENOENT (name), -EINVAL (not the
+ * newest, or none was taken). */
 int dirty_log_ack(struct dirty_log *log, const char *name, uint64_t epoch);
 
-/* Ranges of a snapshot's bitmap as guest frames; a range lies in one slot. */
+/* Ranges of a snapshot as guest frames; a range lies in one slot, and does not touch the next one of that slot. */
 struct dirty_range {
     gfn_t gfn;
     uint64_t pages;
 };
-/* Write at most max ranges, starting with the RAM page *cursor (0 at first); advances *cursor; the number written. */
-size_t dirty_ranges(const struct mem *mem, const uint64_t *bitmap, pfn_t *cursor, struct dirty_range *out, size_t max);
+/* Write at most max (at least 1) ranges, starting with the RAM page *cursor (0 at first); advances *cursor; the number
+ * written, 0 at the end. Under the lock of the snapshot. */
+size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot, pfn_t *cursor,
+                    struct dirty_range *out, size_t max);
 
 struct dirty_consumer_info {
     char name[DIRTY_NAME_MAX + 1];
@@ -127,8 +168,10 @@ struct dirty_stats {
     uint64_t get_ioctls;
     uint64_t clear_ioctls;
     uint64_t clear_words;
-    uint64_t ring_full;  /* exits */
+    uint64_t ring_full; /* exits */
     uint64_t ring_entries;
+    uint64_t ring_resets;
+    uint64_t failures; /* harvests that KVM refused or broke off */
 };
 void dirty_log_stats(const struct dirty_log *log, struct dirty_stats *ret);
 

@@ -4,8 +4,8 @@
  * The mapping stands between two inaccessible guard areas, so that a stray access past the end of RAM faults instead of
  * hitting another mapping, and starts on a 2 MiB boundary.
  *
- * Notes of VMM writes. One bit a page, and above it a summary with one bit for each 64 words, so that a harvest finds
- * nothing in a few loads, and a few notes without reading the whole bitmap. No note may be lost against a harvest that
+ * Notes of VMM writes. One bit a page, and above it a summary with one bit for each group of 64 words, so that a harvest
+ * finds nothing in a few loads, and a few notes without reading the whole bitmap. No note may be lost against a harvest that
  * runs at the same time:
  *
  *   writer      store bytes; set bit (RMW); test the summary bit, set it unless it is set
@@ -51,6 +51,8 @@
 #define PREALLOC_MAX_THREADS 16u
 /* What one thread takes at a time; also the least worth a thread. */
 #define PREALLOC_CHUNK (64 * MiB)
+/* Words of the notes under one bit of their summary. */
+#define NOTE_GROUP PAGE_SET_GROUP_WORDS
 #define HUGE_PAGES_SYSFS "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 struct mem {
@@ -67,7 +69,7 @@ struct mem {
     bool tracking;       /* atomic */
     bool writers_fence;  /* there is no membarrier: every write has its own fence. Set once by mem_new */
     uint64_t *notes;     /* atomic words */
-    uint64_t *summary;   /* atomic words; bit i: notes[64 * i ..] may have a bit */
+    uint64_t *summary;   /* atomic words; bit i: group i of notes may have a bit */
     size_t note_words, summary_words;
     size_t notes_size; /* of the mapping that holds both, bytes */
 };
@@ -182,7 +184,7 @@ static int map_notes(struct mem *mem)
     void *p;
 
     mem->note_words = bitmap_words(bytes_to_pages(mem->size));
-    mem->summary_words = bitmap_words(DIV_ROUND_UP(mem->note_words, 64));
+    mem->summary_words = bitmap_words(DIV_ROUND_UP(mem->note_words, NOTE_GROUP));
     mem->notes_size = (mem->note_words + mem->summary_words) * sizeof(uint64_t);
     /* Takes no memory until something is noted. */
     p = mmap(NULL, mem->notes_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -368,7 +370,8 @@ static inline const struct mem_slot *find_slot(const struct mem *mem, gpa_t gpa,
 static void note_pages(struct mem *mem, pfn_t first, pfn_t last)
 {
     for (size_t w = (size_t)(first / 64); w <= last / 64; w++) {
-        uint64_t bits = UINT64_MAX, *sum = &mem->summary[w / 64 / 64], sum_bit = UINT64_C(1) << (w / 64 % 64);
+        size_t group = w / NOTE_GROUP;
+        uint64_t bits = UINT64_MAX, *sum = &mem->summary[group / 64], sum_bit = UINT64_C(1) << (group % 64);
 
         if (w == first / 64)
             bits &= UINT64_MAX << (first % 64);
@@ -493,7 +496,8 @@ void mem_track_writes(struct mem *mem, bool on)
         uint64_t groups = __atomic_exchange_n(&mem->summary[s], 0, __ATOMIC_SEQ_CST);
 
         for (; groups; groups &= groups - 1) {
-            size_t w = (s * 64 + (size_t)__builtin_ctzll(groups)) * 64, end = MIN(w + 64, mem->note_words);
+            size_t w = (s * 64 + (size_t)__builtin_ctzll(groups)) * NOTE_GROUP;
+            size_t end = MIN(w + NOTE_GROUP, mem->note_words);
 
             for (; w < end; w++)
                 __atomic_store_n(&mem->notes[w], 0, __ATOMIC_RELAXED);
@@ -504,32 +508,27 @@ void mem_track_writes(struct mem *mem, bool on)
         membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 }
 
-/* Move the notes of one group of 64 words. */
-static uint64_t collect_group(struct mem *mem, size_t group, uint64_t *into)
+/* Move the notes of one group. */
+static uint64_t collect_group(struct mem *mem, size_t group, struct page_set *into)
 {
-    size_t w = group * 64, end = MIN(w + 64, mem->note_words);
+    size_t w = group * NOTE_GROUP, end = MIN(w + NOTE_GROUP, mem->note_words);
     uint64_t added = 0;
 
     for (; w < end; w++) {
-        uint64_t bits;
-
-        if (!__atomic_load_n(&mem->notes[w], __ATOMIC_SEQ_CST))
-            continue;
-        bits = __atomic_exchange_n(&mem->notes[w], 0, __ATOMIC_SEQ_CST);
-        added += (uint64_t)__builtin_popcountll(bits & ~into[w]);
-        into[w] |= bits;
+        if (__atomic_load_n(&mem->notes[w], __ATOMIC_SEQ_CST))
+            added += page_set_add_word(into, w, __atomic_exchange_n(&mem->notes[w], 0, __ATOMIC_SEQ_CST));
     }
     return added;
 }
 
-uint64_t mem_collect_writes(struct mem *mem, uint64_t *into)
+uint64_t mem_collect_writes(struct mem *mem, struct page_set *into)
 {
     uint64_t added = 0;
 
     for (size_t s = 0; s < mem->summary_words; s++) {
         uint64_t groups;
 
-        if (!__atomic_load_n(&mem->summary[s], __ATOMIC_RELAXED))
+        if (!__atomic_load_n(&mem->summary[s], __ATOMIC_SEQ_CST))
             continue;
         groups = __atomic_exchange_n(&mem->summary[s], 0, __ATOMIC_SEQ_CST);
         for (; groups; groups &= groups - 1)

@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "mmu/pageset.h"
 #include "mmu/types.h"
 
 #define MEM_MAX_SLOTS 2
@@ -101,9 +102,9 @@ gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn);
  */
 void mem_track_writes(struct mem *mem, bool on);
 /*
- * Move the notes into `into`, a bitmap of RAM pages (OR); the number of pages that `into` did not have before. The bytes
- * of a page that is handed out are visible to the caller. Costs a few loads when there is nothing (one a GiB of RAM).
+ * Move the notes into `into`, a set for mem_pages pages; the number of pages that it did not have. The bytes of a page
+ * that is handed out are visible to the caller. Costs a few loads when there is nothing (one for each GiB of RAM).
  */
-uint64_t mem_collect_writes(struct mem *mem, uint64_t *into);
+uint64_t mem_collect_writes(struct mem *mem, struct page_set *into);
 
 #endif

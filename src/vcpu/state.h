@@ -1,9 +1,22 @@
 /*
- * Complete state of a paused VM's vCPUs and in-kernel devices (LAPIC, IOAPIC, PIC, PIT, kvmclock) as named fields.
+ * Complete state of a paused VM's vCPUs and in-kernel devices as named fields.
  *
- * Sections: "vcpu" (instance = index): regs, sregs, debug registers, xsave, xcrs, MSRs by number, LAPIC, MP state, events,
- * TSC frequency; "pic" 0 and 1, "ioapic", "pit", "clock". MSRs: every index of KVM_GET_MSR_INDEX_LIST that can be read.
- * All functions want the VM paused, and are called from the main thread.
+ * Sections: "vcpu" (instance = index), "pic" 0 (master) and 1 (slave), "ioapic" 0, "pit" 0, "clock" 0 (kvmclock). A
+ * vCPU's fields:
+ *
+ *   regs.* sregs.* debug.* events.*   members of KVM's structures by name
+ *   mp_state, tsc_khz
+ *   msr.NNNNNNNN                      every readable MSR of KVM_GET_MSR_INDEX_LIST, its index in hexadecimal
+ *   cpuid.NNNNNNNN[.MMMMMMMM]         leaf and, where it counts, sub-leaf: EAX, EBX, ECX, EDX as the guest sees them
+ *   xcr.NNNNNNNN                      extended control registers
+ *   xsave, lapic                      the areas as the CPU and the LAPIC lay them out
+ *   nested.*                          of a vCPU that may run guests of its own; its data is opaque
+ *
+ * So what another host lacks can be told by name. MSRs of Hyper-V are left out: no guest of ours is offered them, and
+ * reading them makes KVM set up its Hyper-V emulation.
+ *
+ * Guest time stands still while a VM is not running: its TSCs and kvmclock go on from the values saved. The TSCs of
+ * all vCPUs (msr.00000010) are those of one instant, so they keep their distance to each other.
  */
 #ifndef UMBRA_VCPU_STATE_H
 #define UMBRA_VCPU_STATE_H
@@ -11,12 +24,22 @@
 #include "base/state.h"
 #include "vcpu/vm.h"
 
-/* Append the sections of all vCPUs and in-kernel devices. 0 or -errno of KVM, logged with the ioctl's name. */
+/*
+ * Both functions want every vCPU parked with no instruction half done: KVM finishes one that exited for I/O on the next
+ * KVM_RUN, and after a load it would finish it over the registers just loaded.
+ */
+
+/*
+ * Append the sections of all vCPUs and in-kernel devices. VM paused; main thread. 0, -ENOMEM, or
+ * -errno of KVM, logged with the ioctl's name.
+ */
 int vm_state_save(struct vm *vm, struct state_writer *w);
 
 /*
- * Load them in the order KVM wants. -EBADMSG (missing or malformed field, r->error names it), or -errno of KVM. On failure the
- * VM is in an undefined state and must not run.
+ * Load them, in the order KVM wants; VM paused; main thread. The whole state is read and checked before the VM is
+ * touched. -ENOENT or -EBADMSG (missing or malformed section or field), -ENOMEM, or -errno of KVM, which refuses values
+ * that make no sense to it; r->error always tells what and where. After a failure of KVM the VM is in an undefined state
+ * and must not run. Nothing is logged.
  */
 int vm_state_load(struct vm *vm, struct state_reader *r);
 

@@ -22,7 +22,6 @@
 #include "vcpu/irq.h"
 
 #define VM_MAX_VCPUS 32
-#define VM_MAX_GSI 24
 
 struct vm;
 struct vcpu;

@@ -1,8 +1,8 @@
 /*
- * What a VM is made of, from the command line and a JSON file (same keys). Every string belongs to the config.
+ * What a VM is made of, from the command line and a JSON file (same keys). Strings belong to the config. Main thread.
  */
-#ifndef UMBRA_DAEMON_CONFIG_H
-#define UMBRA_DAEMON_CONFIG_H
+#ifndef UMBRA_DAEMON_CONFIGURATION_H
+#define UMBRA_DAEMON_CONFIGURATION_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -39,8 +39,9 @@ struct config {
     char *console_path; /* file:PATH */
     enum config_paging paging;
     enum dirty_backend dirty_log;
-    char *runtime_dir; /* as resolved */
-    char *kvm_path;    /* $UMBRA_KVM or /dev/kvm */
+    char *runtime_dir;    /* as resolved */
+    const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
+    char *config_file;    /* that was read, or NULL */
     enum log_level log_level;
 };
 
@@ -48,8 +49,8 @@ void config_init(struct config *c);
 void config_clear(struct config *c);
 
 /*
- * Read argv (and the --config file it names; the command line wins). -EINVAL for a usage error, else -errno; `error`
- * (CONFIG_ERROR_MAX) holds one line: option, value and limit, or file, line and key.
+ * Read argv (and the --config file it names; the command line wins). -EINVAL for a usage error, -EBADMSG for a file that
+ * makes no sense, else -errno; `error` (CONFIG_ERROR_MAX) holds one line: option, value and limit, or file, line and key.
  */
 int config_parse_args(struct config *c, int argc, char **argv, char *error);
 

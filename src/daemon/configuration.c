@@ -1,0 +1,513 @@
+/*
+ * One table of options serves the command line, the configuration file and the help text: a key of the file is the long
+ * option of the same name, its value written as JSON (a flag is a boolean, a count may be a number).
+ */
+#include "config.h"
+
+#include "daemon/configuration.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "base/json.h"
+#include "base/paths.h"
+#include "base/size.h"
+#include "boot/boot.h"
+#include "mmu/mem.h"
+#include "vcpu/vm.h"
+
+enum option_where {
+    CMDLINE_ONLY,
+    EVERYWHERE,
+};
+
+struct option_row {
+    const char *key;
+    const char *arg; /* what the value is, for the help text; NULL for a flag */
+    const char *help;
+    enum option_where where;
+    /* value is "true" or "false" for a flag. -EINVAL with the reason in error (without the option's name). */
+    int (*set)(struct config *c, const char *value, char *error);
+};
+
+static int fail(char *error, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static int fail(char *error, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(error, CONFIG_ERROR_MAX, fmt, ap);
+    va_end(ap);
+    return -EINVAL;
+}
+
+static int set_string(char **to, const char *value)
+{
+    char *copy = strdup(value);
+
+    if (!copy)
+        return -ENOMEM;
+    free(*to);
+    *to = copy;
+    return 0;
+}
+
+static int set_path(char **to, const char *value, char *error)
+{
+    if (!*value)
+        return fail(error, "the path is empty");
+    return set_string(to, value);
+}
+
+static int set_flag(bool *to, const char *value)
+{
+    *to = strcmp(value, "true") == 0;
+    return 0;
+}
+
+/* Take the index of value in a NULL-terminated list. */
+static int choose(const char *const *values, const char *value, char *error)
+{
+    char list[160] = "";
+    size_t len = 0;
+
+    for (int i = 0; values[i]; i++) {
+        if (strcmp(values[i], value) == 0)
+            return i;
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", i ? ", " : "", values[i]);
+    }
+    return fail(error, "\"%.40s\" is none of %s", value, list);
+}
+
+static int set_name(struct config *c, const char *value, char *error)
+{
+    if (!vm_name_valid(value))
+        return fail(error, "\"%.80s\" is no VM name (1 to %d letters, digits, '.', '_', '-', first a letter or digit)",
+                    value, VM_NAME_MAX);
+    return set_string(&c->name, value);
+}
+
+static int set_kernel(struct config *c, const char *value, char *error)
+{
+    return set_path(&c->kernel, value, error);
+}
+
+static int set_initrd(struct config *c, const char *value, char *error)
+{
+    return set_path(&c->initrd, value, error);
+}
+
+static int set_cmdline(struct config *c, const char *value, char *error)
+{
+    if (strlen(value) > BOOT_CMDLINE_MAX)
+        return fail(error, "%zu bytes exceed %d", strlen(value), BOOT_CMDLINE_MAX);
+    return set_string(&c->cmdline, value);
+}
+
+static int set_memory(struct config *c, const char *value, char *error)
+{
+    char least[32], most[32];
+    uint64_t v;
+
+    if (size_parse(value, &v) < 0)
+        return fail(error, "\"%.40s\" is no size (write it like 512M or 4G)", value);
+    if (v < MEM_SIZE_MIN || v > MEM_SIZE_MAX)
+        return fail(error, "%" PRIu64 " bytes is not between %s and %s", v, size_format(MEM_SIZE_MIN, least, sizeof(least)),
+                    size_format(MEM_SIZE_MAX, most, sizeof(most)));
+    if (!is_aligned(v, MEM_SIZE_ALIGN))
+        return fail(error, "%" PRIu64 " bytes is not a multiple of %s", v, size_format(MEM_SIZE_ALIGN, least, sizeof(least)));
+    c->memory = v;
+    return 0;
+}
+
+static int set_cpus(struct config *c, const char *value, char *error)
+{
+    uint64_t v;
+
+    if (size_parse_u64(value, VM_MAX_VCPUS, &v) < 0 || v == 0)
+        return fail(error, "\"%.40s\" is not a number from 1 to %d", value, VM_MAX_VCPUS);
+    c->cpus = (unsigned int)v;
+    return 0;
+}
+
+static int set_console(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"none", "stdio", "socket", "pty", "file:PATH", NULL};
+    static const enum chardev_kind kinds[] = {CHARDEV_NULL, CHARDEV_STDIO, CHARDEV_SOCKET, CHARDEV_PTY};
+    int i;
+
+    if (strncmp(value, "file:", 5) == 0) {
+        c->console = CHARDEV_FILE;
+        return set_path(&c->console_path, value + 5, error);
+    }
+    i = choose(values, value, error);
+    if (i < 0)
+        return i;
+    if (i >= (int)ARRAY_SIZE(kinds))
+        return fail(error, "file: wants a path, as in file:/tmp/console.log");
+    c->console = kinds[i];
+    return 0;
+}
+
+static int set_paging(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {[CONFIG_PAGING_SHADOW] = "shadow", [CONFIG_PAGING_ANY] = "any", NULL};
+    int i = choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->paging = (enum config_paging)i;
+    return 0;
+}
+
+static int set_dirty_log(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {[DIRTY_BITMAP] = "bitmap", [DIRTY_RING] = "ring", NULL};
+    int i = choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->dirty_log = (enum dirty_backend)i;
+    return 0;
+}
+
+static int set_log_level(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"error", "warning", "info", "debug", NULL};
+    static const enum log_level levels[] = {LOG_LEVEL_ERR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG};
+    int i = choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->log_level = levels[i];
+    return 0;
+}
+
+static int set_runtime_dir(struct config *c, const char *value, char *error)
+{
+    return set_path(&c->runtime_dir, value, error);
+}
+
+static int set_config_file(struct config *c, const char *value, char *error)
+{
+    return set_path(&c->config_file, value, error);
+}
+
+static int set_check_config(struct config *c, const char *value, char *error)
+{
+    c->action = CONFIG_CHECK_CONFIG;
+    return set_path(&c->config_file, value, error);
+}
+
+static int set_hugepages(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->hugepages, value);
+}
+
+static int set_prealloc(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->prealloc, value);
+}
+
+static int set_paused(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->paused, value);
+}
+
+static int set_test_device(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->test_device, value);
+}
+
+static int set_check_host(struct config *c, const char *value, char *error)
+{
+    c->action = CONFIG_CHECK_HOST;
+    return 0;
+}
+
+static int set_version(struct config *c, const char *value, char *error)
+{
+    c->action = CONFIG_VERSION;
+    return 0;
+}
+
+static int set_help(struct config *c, const char *value, char *error)
+{
+    c->action = CONFIG_HELP;
+    return 0;
+}
+
+static const struct option_row options[] = {
+    {"name", "NAME", "the VM's name (default: the configuration file's, else \"umbra\")", EVERYWHERE, set_name},
+    {"config", "FILE", "read this configuration first; the command line wins", CMDLINE_ONLY, set_config_file},
+    {"kernel", "FILE", "bzImage, PVH ELF or multiboot image to start", EVERYWHERE, set_kernel},
+    {"initrd", "FILE", "initial RAM disk", EVERYWHERE, set_initrd},
+    {"cmdline", "TEXT", "kernel command line", EVERYWHERE, set_cmdline},
+    {"memory", "SIZE", "guest memory, as 512M or 4G (default 512M)", EVERYWHERE, set_memory},
+    {"cpus", "N", "virtual CPUs, 1 to 32 (default 1)", EVERYWHERE, set_cpus},
+    {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console},
+    {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging},
+    {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log},
+    {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
+    {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
+    {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
+    {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device},
+    {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level},
+    {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir},
+    {"check-config", "FILE", "say what is wrong with a configuration file, and end", CMDLINE_ONLY, set_check_config},
+    {"check-host", NULL, "say what this host offers, and end", CMDLINE_ONLY, set_check_host},
+    {"version", NULL, "print the version, and end", CMDLINE_ONLY, set_version},
+    {"help", NULL, "print this, and end", CMDLINE_ONLY, set_help},
+};
+
+void config_init(struct config *c)
+{
+    *c = (struct config){
+        .action = CONFIG_RUN,
+        .memory = CONFIG_DEFAULT_MEMORY,
+        .cpus = 1,
+        .console = CHARDEV_SOCKET,
+        .paging = CONFIG_PAGING_SHADOW,
+        .dirty_log = DIRTY_BITMAP,
+        .log_level = LOG_LEVEL_INFO,
+    };
+}
+
+void config_clear(struct config *c)
+{
+    free(c->name);
+    free(c->kernel);
+    free(c->initrd);
+    free(c->cmdline);
+    free(c->console_path);
+    free(c->runtime_dir);
+    free(c->config_file);
+    *c = (struct config){0};
+}
+
+static const struct option_row *find_option(const char *key)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+        if (strcmp(options[i].key, key) == 0)
+            return &options[i];
+    return NULL;
+}
+
+/* -- the file -- */
+
+/* The line a key stands in, by looking for its quoted text: json-c does not keep positions. */
+static unsigned int line_of_key(const char *text, size_t len, const char *key)
+{
+    size_t key_len = strlen(key);
+    unsigned int line = 1;
+
+    for (size_t i = 0; i + key_len + 2 <= len; i++) {
+        if (text[i] == '\n')
+            line++;
+        if (text[i] == '"' && text[i + key_len + 1] == '"' && memcmp(text + i + 1, key, key_len) == 0)
+            return line;
+    }
+    return 1;
+}
+
+static unsigned int line_at(const char *text, size_t offset)
+{
+    unsigned int line = 1;
+
+    for (size_t i = 0; i < offset; i++)
+        line += text[i] == '\n';
+    return line;
+}
+
+/* The value of a key as the command line would have it; -EINVAL with the reason. */
+static int json_value_text(const struct option_row *o, json_t *v, const char **ret, char *error)
+{
+    if (!o->arg) {
+        if (!json_object_is_type(v, json_type_boolean))
+            return fail(error, "wants true or false");
+        *ret = json_object_get_boolean(v) ? "true" : "false";
+        return 0;
+    }
+    if (!json_object_is_type(v, json_type_string) && !json_object_is_type(v, json_type_int))
+        return fail(error, "wants a string or a number");
+    *ret = json_object_get_string(v);
+    if (strlen(*ret) != (size_t)json_object_get_string_len(v) && json_object_is_type(v, json_type_string))
+        return fail(error, "has a NUL character in it");
+    return 0;
+}
+
+static int apply_json_key(struct config *c, const char *key, json_t *v, char *error)
+{
+    const struct option_row *o = find_option(key);
+    const char *value = NULL;
+    int r;
+
+    if (!o || o->where != EVERYWHERE)
+        return fail(error, "is no key of a configuration");
+    r = json_value_text(o, v, &value, error);
+    return r < 0 ? r : o->set(c, value, error);
+}
+
+int config_parse_json(struct config *c, const char *file, const char *text, size_t len, char *error)
+{
+    struct json_tokener *tok = json_tokener_new_ex(8);
+    _cleanup_json_ json_t *root = NULL;
+    enum json_tokener_error err;
+    size_t end;
+    int r = 0;
+
+    if (!tok)
+        return -ENOMEM;
+    if (len > CONFIG_FILE_MAX)
+        r = fail(error, "%s: %zu bytes exceed %u", file, len, CONFIG_FILE_MAX);
+    if (r == 0) {
+        root = json_tokener_parse_ex(tok, text, (int)len);
+        err = json_tokener_get_error(tok);
+        end = json_tokener_get_parse_end(tok);
+        if (err == json_tokener_continue)
+            r = fail(error, "%s:%u: the text ends inside a value", file, line_at(text, len));
+        else if (err != json_tokener_success)
+            r = fail(error, "%s:%u: %s", file, line_at(text, end), json_tokener_error_desc(err));
+        else if (!json_object_is_type(root, json_type_object))
+            r = fail(error, "%s:1: wants an object in { }", file);
+        else if (end < len && strspn(text + end, " \t\r\n") < len - end)
+            r = fail(error, "%s:%u: there is more after the end of the object", file, line_at(text, end));
+    }
+    json_tokener_free(tok);
+    if (r < 0)
+        return r;
+    json_object_object_foreach(root, key, value)
+    {
+        char why[CONFIG_ERROR_MAX] = "";
+
+        r = apply_json_key(c, key, value, why);
+        if (r == -EINVAL)
+            return fail(error, "%.120s:%u: %.40s: %.140s", file, line_of_key(text, len, key), key, why);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int read_config_file(struct config *c, char *error)
+{
+    _cleanup_free_ char *text = NULL, *file = strdup(c->config_file);
+    size_t len;
+    int r;
+
+    if (!file)
+        return -ENOMEM;
+    r = fd_read_file(file, CONFIG_FILE_MAX, &text, &len);
+    if (r == -EFBIG) {
+        fail(error, "%.200s: more than %u bytes", file, CONFIG_FILE_MAX);
+        return r;
+    }
+    if (r < 0) {
+        fail(error, "%.200s: %s", file, strerrordesc_np(-r));
+        return r;
+    }
+    r = config_parse_json(c, file, text, len, error);
+    return r == -EINVAL ? -EBADMSG : r;
+}
+
+/* -- the command line -- */
+
+static int apply_args(struct config *c, int argc, char **argv, bool only_file, char *error)
+{
+    struct option longopts[ARRAY_SIZE(options) + 1] = {0};
+    int index, opt;
+
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        longopts[i].name = options[i].key;
+        longopts[i].has_arg = options[i].arg ? required_argument : no_argument;
+    }
+    optind = 0; /* start afresh: this runs twice */
+    opterr = 0;
+    while ((opt = getopt_long(argc, argv, "+:h", longopts, &index)) != -1) {
+        const struct option_row *o;
+        char why[CONFIG_ERROR_MAX] = "";
+        int r;
+
+        if (opt == ':')
+            return fail(error, "%.80s wants a value", argv[optind - 1]);
+        if (opt == 'h')
+            index = (int)(find_option("help") - options);
+        else if (opt == '?')
+            return fail(error, "%.80s: no such option, or a value where none belongs (--help lists them)", argv[optind - 1]);
+        o = &options[index];
+        if (only_file && o->set != set_config_file && o->set != set_check_config)
+            continue;
+        r = o->set(c, o->arg ? optarg : "true", why);
+        if (r == -EINVAL)
+            return fail(error, "--%s: %.250s", o->key, why);
+        if (r < 0)
+            return r;
+    }
+    if (optind < argc)
+        return fail(error, "\"%.80s\" is not an option", argv[optind]);
+    return 0;
+}
+
+/* Defaults that come from the environment. */
+static int resolve(struct config *c, char *error)
+{
+    char dir[4096];
+    int r;
+
+    c->kvm_path = getenv("UMBRA_KVM");
+    if (!c->kvm_path || !*c->kvm_path)
+        c->kvm_path = "/dev/kvm";
+    r = paths_runtime_dir(c->runtime_dir, dir, sizeof(dir));
+    if (r == -ENOENT)
+        return fail(error, "XDG_RUNTIME_DIR is not set: give --runtime-dir");
+    if (r < 0)
+        return fail(error, "--runtime-dir: longer than %zu bytes", sizeof(dir) - 1);
+    r = set_string(&c->runtime_dir, dir);
+    if (r == 0 && !c->name)
+        r = set_string(&c->name, "umbra");
+    return r;
+}
+
+int config_parse_args(struct config *c, int argc, char **argv, char *error)
+{
+    /* Twice: the file first, wherever the command line names it, then the options that win over it. */
+    int r = apply_args(c, argc, argv, true, error);
+
+    if (r == 0 && c->config_file)
+        r = read_config_file(c, error);
+    if (r == 0)
+        r = apply_args(c, argc, argv, false, error);
+    if (r == 0)
+        r = resolve(c, error);
+    if (r == -ENOMEM)
+        fail(error, "out of memory");
+    return r;
+}
+
+int config_check(const struct config *c, char *error)
+{
+    if (!c->kernel)
+        return fail(error, "no kernel: give --kernel FILE");
+    if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
+        return fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
+    return 0;
+}
+
+void config_print_help(void)
+{
+    printf("usage: umbrad --kernel FILE [OPTION]...\n\n"
+           "Run one virtual machine. Its sockets are in the runtime directory; vmctl talks to them.\n\n");
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        char head[40];
+
+        snprintf(head, sizeof(head), "--%s%s%s", options[i].key, options[i].arg ? " " : "",
+                 options[i].arg ? options[i].arg : "");
+        printf("  %-22s %s\n", head, options[i].help);
+    }
+    printf("\nEnvironment: UMBRA_KVM names the KVM device (default /dev/kvm).\n"
+           "Exit status: 0 the guest powered off, 1 host or configuration error, 2 usage, 3 the guest crashed.\n");
+}

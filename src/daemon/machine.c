@@ -1,0 +1,588 @@
+/*
+ * Life of the machine. vCPU threads and devices never act on the machine themselves: they leave a request (a bit and, for
+ * some, a value) and signal an eventfd; the main loop takes the requests in the order of their weight. A guest that
+ * powers off and resets at once is off.
+ */
+#include "config.h"
+
+#include "daemon/machine.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/paths.h"
+#include "device/devices.h"
+
+enum request {
+    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
+    REQUEST_INTERNAL_ERROR = 1 << 1,
+    REQUEST_CRASH = 1 << 2,
+    REQUEST_POWEROFF = 1 << 3,
+    REQUEST_RESET = 1 << 4,
+};
+
+enum device_index {
+    DEV_SERIAL,
+    DEV_I8042,
+    DEV_RTC,
+    DEV_ACPI_PM,
+    DEV_TEST,
+    DEV_COUNT,
+};
+
+struct machine {
+    const struct config *config;
+    struct event_base *events;
+    struct machine_observer observer;
+    struct mem *mem;
+    struct vm *vm;
+    struct boot_image *image;
+    struct chardev *console;
+    struct device_host device_host;
+    struct device *devices[DEV_COUNT]; /* NULL where not wanted */
+    enum run_state state;
+    bool ended;
+    struct host_probe *probe; /* under way, until the machine starts */
+    struct host_info host;
+
+    int request_fd;
+    struct event *request_event;
+    atomic_uint requests;
+    atomic_int exit_status;
+};
+
+/* -- devices: the one table -- */
+
+struct device_row {
+    bool (*wanted)(const struct config *c); /* NULL: always */
+    int (*create)(struct machine *m, const struct device_env *env, struct device **ret);
+};
+
+static int create_serial(struct machine *m, const struct device_env *env, struct device **ret)
+{
+    return serial_create(env, m->console, ret);
+}
+
+static int create_i8042(struct machine *m, const struct device_env *env, struct device **ret)
+{
+    return i8042_create(env, ret);
+}
+
+static int create_rtc(struct machine *m, const struct device_env *env, struct device **ret)
+{
+    return rtc_create(env, ret);
+}
+
+static int create_acpi_pm(struct machine *m, const struct device_env *env, struct device **ret)
+{
+    return acpi_pm_create(env, ret);
+}
+
+static int create_testdev(struct machine *m, const struct device_env *env, struct device **ret)
+{
+    return testdev_create(env, ret);
+}
+
+static bool test_device_wanted(const struct config *c)
+{
+    return c->test_device;
+}
+
+static const struct device_row device_table[DEV_COUNT] = {
+    [DEV_SERIAL] = {NULL, create_serial},
+    [DEV_I8042] = {NULL, create_i8042},
+    [DEV_RTC] = {NULL, create_rtc},
+    [DEV_ACPI_PM] = {NULL, create_acpi_pm},
+    [DEV_TEST] = {test_device_wanted, create_testdev},
+};
+
+static int create_devices(struct machine *m)
+{
+    struct device_env env = {
+        .mem = m->mem,
+        .bus = vm_bus(m->vm),
+        .irq = vm_irq_sink(m->vm),
+        .events = m->events,
+        .host = &m->device_host,
+    };
+
+    for (int i = 0; i < DEV_COUNT; i++) {
+        int r;
+
+        if (device_table[i].wanted && !device_table[i].wanted(m->config))
+            continue;
+        r = device_table[i].create(m, &env, &m->devices[i]);
+        if (r < 0) {
+            log_err_errno(r, "device %d: cannot create", i);
+            return r;
+        }
+    }
+    return 0;
+}
+
+static void reset_devices(struct machine *m)
+{
+    for (int i = 0; i < DEV_COUNT; i++)
+        if (m->devices[i])
+            device_reset(m->devices[i]);
+}
+
+static void destroy_devices(struct machine *m)
+{
+    for (int i = DEV_COUNT - 1; i >= 0; i--)
+        device_destroy(m->devices[i]);
+}
+
+/* -- requests from vCPU threads and devices -- */
+
+static void post(struct machine *m, enum request request)
+{
+    atomic_fetch_or(&m->requests, (unsigned int)request);
+    fd_event_signal(m->request_fd);
+}
+
+static void on_vcpu_exit(void *opaque, unsigned int vcpu, enum vm_exit_kind kind, const char *reason)
+{
+    static const enum request request_of[] = {
+        [VM_EXIT_RESET] = REQUEST_RESET,
+        [VM_EXIT_SHUTDOWN] = REQUEST_POWEROFF,
+        [VM_EXIT_CRASH] = REQUEST_CRASH,
+        [VM_EXIT_INTERNAL_ERROR] = REQUEST_INTERNAL_ERROR,
+    };
+
+    post(opaque, request_of[kind]);
+}
+
+static void on_device_reset(void *opaque)
+{
+    post(opaque, REQUEST_RESET);
+}
+
+static void on_device_poweroff(void *opaque)
+{
+    post(opaque, REQUEST_POWEROFF);
+}
+
+static void on_device_exit(void *opaque, int status)
+{
+    struct machine *m = opaque;
+
+    atomic_store(&m->exit_status, status);
+    post(m, REQUEST_EXIT);
+}
+
+static void emit(struct machine *m, const char *name, json_t *data)
+{
+    m->observer.on_event(m->observer.opaque, name, data);
+}
+
+static json_t *guest_reason(bool guest, const char *reason)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_bool(data, "guest", guest);
+    json_add_str(data, "reason", reason);
+    return data;
+}
+
+static void end(struct machine *m, int status)
+{
+    if (m->ended)
+        return;
+    m->ended = true;
+    m->observer.on_end(m->observer.opaque, status);
+}
+
+static void halt(struct machine *m, enum run_state state)
+{
+    bool was_running = m->state == RUN_STATE_RUNNING;
+
+    vm_pause(m->vm);
+    m->state = state;
+    if (was_running)
+        emit(m, "STOP", NULL);
+}
+
+static void guest_crashed(struct machine *m)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_str(data, "action", "poweroff");
+    log_err("the guest panicked");
+    halt(m, RUN_STATE_GUEST_PANICKED);
+    emit(m, "GUEST_PANICKED", data);
+    end(m, 3);
+}
+
+static void guest_poweroff(struct machine *m)
+{
+    log_info("the guest powered off");
+    vm_pause(m->vm);
+    m->state = RUN_STATE_SHUTDOWN;
+    emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
+    end(m, 0);
+}
+
+static int reset(struct machine *m, bool guest, const char *reason);
+
+static void on_requests(evutil_socket_t fd, short what, void *arg)
+{
+    struct machine *m = arg;
+    unsigned int requests;
+
+    fd_event_clear(m->request_fd);
+    requests = atomic_exchange(&m->requests, 0);
+    if (m->ended)
+        return;
+    if (requests & REQUEST_EXIT) {
+        vm_pause(m->vm);
+        end(m, atomic_load(&m->exit_status));
+    } else if (requests & REQUEST_INTERNAL_ERROR) {
+        log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
+        halt(m, RUN_STATE_INTERNAL_ERROR);
+    } else if (requests & REQUEST_CRASH) {
+        guest_crashed(m);
+    } else if (requests & REQUEST_POWEROFF) {
+        guest_poweroff(m);
+    } else if (requests & REQUEST_RESET) {
+        log_info("the guest resets");
+        if (reset(m, true, "guest-reset") < 0)
+            halt(m, RUN_STATE_INTERNAL_ERROR);
+    }
+}
+
+/* -- putting it together -- */
+
+static int open_console(struct machine *m)
+{
+    const struct config *c = m->config;
+    struct chardev_config config = {.kind = c->console, .path = c->console_path};
+    char path[4096];
+    int r;
+
+    if (c->console == CHARDEV_SOCKET || c->console == CHARDEV_PTY) {
+        r = paths_vm_file(c->runtime_dir, c->name, c->console == CHARDEV_PTY ? "console" : "console.sock", path,
+                          sizeof(path));
+        if (r < 0) {
+            log_err_errno(r, "console");
+            return r;
+        }
+        config.path = path;
+    }
+    r = chardev_new(&config, m->events, &m->console);
+    if (r == 0 && c->console == CHARDEV_PTY)
+        log_info("console: %s", chardev_path(m->console));
+    return r;
+}
+
+static int open_image(struct machine *m)
+{
+    struct boot_config config = {
+        .kernel = m->config->kernel,
+        .initrd = m->config->initrd,
+        .cmdline = m->config->cmdline,
+        .acpi = {.cpus = m->config->cpus},
+    };
+    char error[BOOT_ERROR_MAX];
+    int r = boot_open(&config, error, &m->image);
+
+    if (r < 0)
+        log_err("%s", error);
+    return r;
+}
+
+/* Bring guest memory, vCPUs and devices to what they are after power-on; `memory_used`: the guest has run in it. */
+static int load(struct machine *m, bool memory_used)
+{
+    char error[BOOT_ERROR_MAX];
+    struct vcpu_entry entry;
+    int r;
+
+    reset_devices(m);
+    r = memory_used ? mem_discard(m->mem) : 0;
+    if (r < 0) {
+        log_err_errno(r, "guest memory: cannot be cleared");
+        return r;
+    }
+    r = boot_load(m->image, m->mem, error, &entry);
+    if (r < 0) {
+        log_err("%s", error);
+        return r;
+    }
+    return vm_reset(m->vm, &entry);
+}
+
+static int create_request_event(struct machine *m)
+{
+    m->request_fd = fd_eventfd();
+    if (m->request_fd < 0)
+        return m->request_fd;
+    m->request_event = event_new(m->events, m->request_fd, EV_READ | EV_PERSIST, on_requests, m);
+    if (!m->request_event || event_add(m->request_event, NULL) < 0)
+        return -ENOMEM;
+    return 0;
+}
+
+static int create_memory(struct machine *m)
+{
+    struct mem_config config = {
+        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+
+    return mem_new(&config, &m->mem);
+}
+
+static int create_vm(struct machine *m)
+{
+    struct vm_config config = {
+        .kvm_path = m->config->kvm_path,
+        .cpus = m->config->cpus,
+        .dirty_backend = m->config->dirty_log,
+        .callbacks = {.on_exit = on_vcpu_exit, .opaque = m},
+    };
+
+    return vm_new(&config, m->mem, &m->vm);
+}
+
+int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
+                struct machine **ret)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+    int r;
+
+    if (!m)
+        return -ENOMEM;
+    m->config = config;
+    m->events = events;
+    m->observer = *observer;
+    m->request_fd = -1;
+    m->state = RUN_STATE_PRELAUNCH;
+    m->device_host = (struct device_host){
+        .request_reset = on_device_reset,
+        .request_poweroff = on_device_poweroff,
+        .request_exit = on_device_exit,
+        .opaque = m,
+    };
+    r = create_request_event(m);
+    if (r == 0)
+        r = open_image(m);
+    if (r == 0)
+        r = create_memory(m);
+    /* In a thread of its own, while the VM is made; the result is wanted in machine_start. */
+    if (r == 0)
+        r = host_probe_start(config->kvm_path, &m->probe);
+    if (r == 0)
+        r = create_vm(m);
+    if (r == 0)
+        r = open_console(m);
+    if (r == 0)
+        r = create_devices(m);
+    if (r == 0)
+        r = load(m, false);
+    if (r < 0) {
+        machine_free(m);
+        return r;
+    }
+    *ret = m;
+    return 0;
+}
+
+void machine_free(struct machine *m)
+{
+    if (!m)
+        return;
+    if (m->vm)
+        vm_pause(m->vm);
+    destroy_devices(m);
+    if (m->console)
+        chardev_drain(m->console, 1000);
+    chardev_free(m->console);
+    vm_free(m->vm);
+    host_probe_free(m->probe);
+    boot_close(m->image);
+    mem_free(m->mem);
+    if (m->request_event)
+        event_free(m->request_event);
+    fd_close(m->request_fd);
+    free(m);
+}
+
+/* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
+static int check_paging(struct machine *m)
+{
+    int r = host_probe_wait(m->probe, &m->host);
+
+    if (m->config->paging == CONFIG_PAGING_ANY || (r == 0 && m->host.proven == HOST_PAGING_SHADOW))
+        return 0;
+    if (r < 0) {
+        log_err_errno(r, "paging: the host cannot be probed");
+        return r;
+    }
+    log_err("paging: KVM uses %s page tables here (%s); force shadow paging (kvm_amd npt=0, kvm_intel ept=0) or give --paging any",
+            m->host.proven == HOST_PAGING_TDP ? "nested" : "unknown", m->host.how);
+    return -ENOTSUP;
+}
+
+static void on_console_quit(void *opaque)
+{
+    machine_quit(opaque);
+}
+
+int machine_start(struct machine *m)
+{
+    int r = vm_start(m->vm);
+
+    if (r == 0)
+        r = check_paging(m);
+    if (r < 0)
+        return r;
+    chardev_set_on_quit(m->console, on_console_quit, m);
+    if (!m->config->paused) {
+        m->state = RUN_STATE_RUNNING;
+        vm_resume(m->vm);
+    }
+    return 0;
+}
+
+/* -- run state -- */
+
+enum run_state machine_run_state(const struct machine *m)
+{
+    return m->state;
+}
+
+const char *machine_run_state_name(enum run_state state)
+{
+    static const char *const names[] = {
+        [RUN_STATE_PRELAUNCH] = "prelaunch",
+        [RUN_STATE_RUNNING] = "running",
+        [RUN_STATE_PAUSED] = "paused",
+        [RUN_STATE_SHUTDOWN] = "shutdown",
+        [RUN_STATE_INTERNAL_ERROR] = "internal-error",
+        [RUN_STATE_GUEST_PANICKED] = "guest-panicked",
+        [RUN_STATE_IO_ERROR] = "io-error",
+        [RUN_STATE_INMIGRATE] = "inmigrate",
+        [RUN_STATE_POSTMIGRATE] = "postmigrate",
+    };
+
+    return names[state];
+}
+
+void machine_stop(struct machine *m)
+{
+    if (m->state == RUN_STATE_RUNNING)
+        halt(m, RUN_STATE_PAUSED);
+}
+
+int machine_cont(struct machine *m, const char **ret_why)
+{
+    switch (m->state) {
+    case RUN_STATE_RUNNING:
+        return 0;
+    case RUN_STATE_PRELAUNCH:
+    case RUN_STATE_PAUSED:
+    case RUN_STATE_IO_ERROR:
+    case RUN_STATE_POSTMIGRATE:
+        m->state = RUN_STATE_RUNNING;
+        emit(m, "RESUME", NULL);
+        vm_resume(m->vm);
+        return 0;
+    case RUN_STATE_INMIGRATE:
+        *ret_why = "the guest is still on its way here";
+        return -EPERM;
+    case RUN_STATE_SHUTDOWN:
+    case RUN_STATE_INTERNAL_ERROR:
+    case RUN_STATE_GUEST_PANICKED:
+        *ret_why = "Resetting the Virtual Machine is required";
+        return -EPERM;
+    }
+    return -EPERM;
+}
+
+/* QEMU's rule: a guest that ran goes on running; any other waits for cont in prelaunch. */
+static int reset(struct machine *m, bool guest, const char *reason)
+{
+    bool go_on = m->state == RUN_STATE_RUNNING;
+    int r;
+
+    vm_pause(m->vm);
+    /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
+    atomic_store(&m->requests, 0);
+    r = load(m, true);
+    if (r < 0)
+        return r;
+    emit(m, "RESET", guest_reason(guest, reason));
+    if (go_on)
+        vm_resume(m->vm);
+    else
+        m->state = RUN_STATE_PRELAUNCH;
+    return 0;
+}
+
+int machine_reset(struct machine *m)
+{
+    int r = reset(m, false, "host-qmp-system-reset");
+
+    if (r < 0)
+        halt(m, RUN_STATE_INTERNAL_ERROR);
+    return r;
+}
+
+int machine_powerdown(struct machine *m)
+{
+    int r = acpi_pm_power_button(m->devices[DEV_ACPI_PM]);
+
+    if (r == 0)
+        emit(m, "POWERDOWN", NULL);
+    return r;
+}
+
+static void quit(struct machine *m, const char *reason)
+{
+    if (m->ended)
+        return;
+    vm_pause(m->vm);
+    m->state = RUN_STATE_SHUTDOWN;
+    emit(m, "SHUTDOWN", guest_reason(false, reason));
+    end(m, 0);
+}
+
+void machine_quit(struct machine *m)
+{
+    quit(m, "host-qmp-quit");
+}
+
+void machine_signalled(struct machine *m)
+{
+    quit(m, "host-signal");
+}
+
+const struct config *machine_config(const struct machine *m)
+{
+    return m->config;
+}
+
+struct vm *machine_vm(struct machine *m)
+{
+    return m->vm;
+}
+
+const struct host_info *machine_host(struct machine *m)
+{
+    int r;
+
+    /* The one thing that takes a VM of its own and time: only when somebody asks. */
+    if (m->host.ring0_mips == 0) {
+        r = host_measure_ring0(vm_kvm_fd(m->vm), &m->host);
+        if (r < 0)
+            log_warn_errno(r, "host: the speed of guest kernel code cannot be measured");
+    }
+    return &m->host;
+}
+
+struct event_base *machine_events(struct machine *m)
+{
+    return m->events;
+}

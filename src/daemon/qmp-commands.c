@@ -1,0 +1,88 @@
+/* The command table: every command of the control socket, its arguments and who carries it out. Sorted by name. */
+#include "config.h"
+
+#include "base/util.h"
+#include "daemon/dirty-rate.h"
+#include "daemon/qmp-internal.h"
+
+static const char *const dirty_rate_modes[] = {"page-sampling", "dirty-ring", "dirty-bitmap", NULL};
+static const char *const dirty_start_modes[] = {"changes", "all", NULL};
+static const char *const dirty_formats[] = {"count", "ranges", "bitmap", NULL};
+static const char *const stats_targets[] = {"vm", "vcpu", NULL};
+static const char *const stats_providers[] = {"kvm", "umbra", NULL};
+
+static const struct qmp_arg calc_dirty_rate_args[] = {
+    {.name = "calc-time", .type = QMP_ARG_INT, .min = DIRTY_RATE_TIME_MIN, .max = DIRTY_RATE_TIME_MAX},
+    {.name = "sample-pages", .type = QMP_ARG_INT, .optional = true, .min = DIRTY_RATE_SAMPLES_MIN, .max = DIRTY_RATE_SAMPLES_MAX},
+    {.name = "mode", .type = QMP_ARG_STR, .optional = true, .values = dirty_rate_modes},
+    {0},
+};
+
+static const struct qmp_arg dirty_log_ack_args[] = {
+    {.name = "name", .type = QMP_ARG_STR},
+    {.name = "epoch", .type = QMP_ARG_INT},
+    {0},
+};
+
+static const struct qmp_arg dirty_log_snapshot_args[] = {
+    {.name = "name", .type = QMP_ARG_STR},
+    {.name = "format", .type = QMP_ARG_STR, .optional = true, .values = dirty_formats},
+    {.name = "peek", .type = QMP_ARG_BOOL, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg dirty_log_start_args[] = {
+    {.name = "name", .type = QMP_ARG_STR},
+    {.name = "mode", .type = QMP_ARG_STR, .optional = true, .values = dirty_start_modes},
+    {0},
+};
+
+static const struct qmp_arg dirty_log_stop_args[] = {
+    {.name = "name", .type = QMP_ARG_STR},
+    {0},
+};
+
+static const struct qmp_arg capabilities_args[] = {
+    {.name = "enable", .type = QMP_ARG_ARRAY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg query_stats_args[] = {
+    {.name = "target", .type = QMP_ARG_STR, .values = stats_targets},
+    {.name = "vcpus", .type = QMP_ARG_ARRAY, .optional = true},
+    {.name = "providers", .type = QMP_ARG_ARRAY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg query_stats_schemas_args[] = {
+    {.name = "provider", .type = QMP_ARG_STR, .optional = true, .values = stats_providers},
+    {0},
+};
+
+const struct qmp_command qmp_commands[] = {
+    {"calc-dirty-rate", 0, calc_dirty_rate_args, "Measure how fast the guest dirties its memory.", qmp_calc_dirty_rate},
+    {"cont", 0, NULL, "Let the guest run.", qmp_cont},
+    {"dirty-log-ack", 0, dirty_log_ack_args, "Forget the pages of a consumer's newest epoch.", qmp_dirty_log_ack},
+    {"dirty-log-snapshot", 0, dirty_log_snapshot_args, "Take the pages written since the last snapshot.", qmp_dirty_log_snapshot},
+    {"dirty-log-start", 0, dirty_log_start_args, "Add a consumer to the dirty log.", qmp_dirty_log_start},
+    {"dirty-log-stop", 0, dirty_log_stop_args, "Remove a consumer from the dirty log.", qmp_dirty_log_stop},
+    {"get-guest-memory", 0, NULL, "Pass a read-only descriptor of guest memory.", qmp_get_guest_memory},
+    {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
+    {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
+    {"query-cpus-fast", QMP_READONLY, NULL, "List the vCPUs and their threads.", qmp_query_cpus_fast},
+    {"query-dirty-log", QMP_READONLY, NULL, "Tell the state of the dirty log and of its consumers.", qmp_query_dirty_log},
+    {"query-dirty-rate", QMP_READONLY, NULL, "Tell the result of calc-dirty-rate.", qmp_query_dirty_rate},
+    {"query-host", QMP_READONLY, NULL, "Tell what this host's KVM offers.", qmp_query_host},
+    {"query-kvm", QMP_READONLY, NULL, "Tell whether KVM is in use.", qmp_query_kvm},
+    {"query-memory-size-summary", QMP_READONLY, NULL, "Tell the size of guest memory.", qmp_query_memory_size_summary},
+    {"query-name", QMP_READONLY, NULL, "Tell the name of the VM.", qmp_query_name},
+    {"query-stats", QMP_READONLY, query_stats_args, "Read statistics of the VM or of its vCPUs.", qmp_query_stats},
+    {"query-stats-schemas", QMP_READONLY, query_stats_schemas_args, "Describe the statistics that query-stats gives.", qmp_query_stats_schemas},
+    {"query-status", QMP_READONLY, NULL, "Tell the run state of the VM.", qmp_query_status},
+    {"query-version", QMP_READONLY, NULL, "Tell the version of the daemon and of the protocol.", qmp_query_version},
+    {"quit", 0, NULL, "End the daemon and its VM at once.", qmp_quit},
+    {"stop", 0, NULL, "Pause the guest.", qmp_stop},
+    {"system_powerdown", 0, NULL, "Press the power button.", qmp_system_powerdown},
+    {"system_reset", 0, NULL, "Press the reset button.", qmp_system_reset},
+};
+const unsigned int qmp_command_count = ARRAY_SIZE(qmp_commands);

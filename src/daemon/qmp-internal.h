@@ -1,0 +1,62 @@
+/* What the files of the control server share besides the interface: texts, shared objects, and the handlers of the table. */
+#ifndef UMBRA_DAEMON_QMP_INTERNAL_H
+#define UMBRA_DAEMON_QMP_INTERNAL_H
+
+#include <stddef.h>
+
+#include "daemon/qmp.h"
+
+/* The level of QEMU's protocol that names and shapes follow; query-version reports it, as clients ask for it. */
+#define QMP_LEVEL_MAJOR 7
+#define QMP_LEVEL_MINOR 2
+#define QMP_LEVEL_MICRO 0
+
+/*
+ * The text of an object in ASCII, *ret_len bytes: json-c's own where it is ASCII already (valid as long as the object),
+ * else a copy that the caller frees through *ret_copy. NULL when out of memory.
+ */
+const char *qmp_text(const json_t *object, size_t *ret_len, char **ret_copy);
+
+json_t *qmp_greeting(void);
+json_t *qmp_version(void);
+
+/* The path that names a vCPU in query-cpus-fast and in the filter of query-stats. */
+#define QMP_VCPU_PATH_MAX 32
+void qmp_vcpu_path(unsigned int index, char path[QMP_VCPU_PATH_MAX]);
+
+/* Statistics sources, opened at the first question and kept. Main thread. */
+struct qmp_stats;
+int qmp_stats_new(struct machine *machine, struct qmp_stats **ret);
+void qmp_stats_free(struct qmp_stats *stats);
+
+/* Handlers, by the file they are in. */
+json_t *qmp_capabilities(struct qmp_request *req);
+json_t *qmp_query_commands(struct qmp_request *req);
+json_t *qmp_query_cpus_fast(struct qmp_request *req);
+json_t *qmp_query_host(struct qmp_request *req);
+json_t *qmp_query_kvm(struct qmp_request *req);
+json_t *qmp_query_memory_size_summary(struct qmp_request *req);
+json_t *qmp_query_name(struct qmp_request *req);
+json_t *qmp_query_status(struct qmp_request *req);
+json_t *qmp_query_version(struct qmp_request *req);
+json_t *qmp_get_guest_memory(struct qmp_request *req);
+
+json_t *qmp_query_stats(struct qmp_request *req);
+json_t *qmp_query_stats_schemas(struct qmp_request *req);
+
+json_t *qmp_cont(struct qmp_request *req);
+json_t *qmp_quit(struct qmp_request *req);
+json_t *qmp_stop(struct qmp_request *req);
+json_t *qmp_system_powerdown(struct qmp_request *req);
+json_t *qmp_system_reset(struct qmp_request *req);
+
+json_t *qmp_dirty_log_ack(struct qmp_request *req);
+json_t *qmp_dirty_log_snapshot(struct qmp_request *req);
+json_t *qmp_dirty_log_start(struct qmp_request *req);
+json_t *qmp_dirty_log_stop(struct qmp_request *req);
+json_t *qmp_query_dirty_log(struct qmp_request *req);
+
+json_t *qmp_calc_dirty_rate(struct qmp_request *req);
+json_t *qmp_query_dirty_rate(struct qmp_request *req);
+
+#endif

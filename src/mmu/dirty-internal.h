@@ -1,0 +1,73 @@
+/* Between dirty.c (consumers, epochs) and its sources (dirty-bitmap.c, dirty-ring.c). */
+#ifndef UMBRA_MMU_DIRTY_INTERNAL_H
+#define UMBRA_MMU_DIRTY_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mmu/dirty.h"
+#include "mmu/mem.h"
+#include "mmu/pageset.h"
+
+struct dirty_consumer {
+    char name[DIRTY_NAME_MAX + 1];
+    enum dirty_start_mode mode;
+    struct page_set pending; /* harvested, in no epoch */
+    struct page_set unacked; /* the newest epoch, until it is acknowledged */
+    uint64_t epoch;
+    uint64_t snapshots, pages;
+    bool lost;
+};
+
+/* One vCPU's ring, shared with KVM. Entries from `next` on are KVM's to fill and ours to take, in order. */
+struct dirty_ring {
+    struct kvm_dirty_gfn *entries;
+    uint32_t mask;
+    uint32_t next; /* free-running index of the entry to look at next */
+};
+
+struct dirty_log {
+    /* Constant. */
+    struct mem *mem;
+    struct dirty_config config;
+    const struct mem_slot *slots;
+    unsigned int slot_count;
+
+    pthread_mutex_t lock; /* protects all below, but for the counters, which are atomic and written under it */
+    struct dirty_consumer *consumers[DIRTY_MAX_CONSUMERS];
+    size_t consumer_count;
+    bool logging; /* KVM logs, or may do so after a failure */
+    bool peeked;  /* `harvest` is on loan as the result of a peek */
+    /*
+     * What the harvest at hand takes. Empty between harvests, so that a consumer without pending pages can have it in
+     * exchange for its own empty set.
+     */
+    struct page_set harvest;
+    bool harvest_lost; /* the source gave a page that cannot be */
+
+    struct dirty_ring *rings;
+    size_t ring_count;
+    bool rings_taken; /* entries were taken that KVM has not taken back: their pages are not protected */
+
+    struct dirty_stats stats;
+};
+
+static inline void dirty_count(uint64_t *counter, uint64_t n)
+{
+    /* One writer at a time: only the store must be whole. */
+    __atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+/*
+ * The sources. setup: settle the configuration, once. take: add KVM's dirty pages to log->harvest and protect them again; on -errno what was taken is in there
+ * all the same, and nothing may be given out as a snapshot. look: add them and change nothing. All under the lock.
+ */
+void dirty_bitmap_setup(struct dirty_log *log);
+int dirty_bitmap_take(struct dirty_log *log);
+int dirty_bitmap_look(struct dirty_log *log);
+
+int dirty_ring_take(struct dirty_log *log);
+int dirty_ring_look(struct dirty_log *log);
+
+#endif

@@ -1,0 +1,477 @@
+/* The dirty log: consumers, their epochs, and where a harvest goes. The sources (KVM's bitmap, its rings) have files of
+ * their own. */
+#include "config.h"
+
+#include "mmu/dirty.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "mmu/dirty-internal.h"
+
+/* -- creation ----------------------------------------------------------------- */
+
+static bool ops_complete(const struct dirty_config *config)
+{
+    const struct dirty_ops *ops = config->ops;
+
+    if (!ops || !ops->set_logging)
+        return false;
+    return config->backend == DIRTY_RING ? ops->reset_rings != NULL : ops->get && ops->clear;
+}
+
+int dirty_log_new(struct mem *mem, const struct dirty_config *config, struct dirty_log **ret)
+{
+    struct dirty_log *log;
+    int r;
+
+    if (!ops_complete(config))
+        return -EINVAL;
+    log = calloc(1, sizeof(*log));
+    if (!log)
+        return -ENOMEM;
+    log->mem = mem;
+    log->config = *config;
+    log->slots = mem_slots(mem, &log->slot_count);
+    dirty_bitmap_setup(log);
+    r = page_set_init(&log->harvest, mem_pages(mem));
+    if (r == 0)
+        r = -pthread_mutex_init(&log->lock, NULL);
+    if (r < 0) {
+        page_set_free(&log->harvest);
+        free(log);
+        return r;
+    }
+    *ret = log;
+    return 0;
+}
+
+static void consumer_free(struct dirty_consumer *c)
+{
+    page_set_free(&c->pending);
+    page_set_free(&c->unacked);
+    free(c);
+}
+
+static int consumer_new(const struct dirty_log *log, const char *name, enum dirty_start_mode mode,
+                        struct dirty_consumer **ret)
+{
+    struct dirty_consumer *c = calloc(1, sizeof(*c));
+
+    if (!c)
+        return -ENOMEM;
+    memcpy(c->name, name, strlen(name) + 1);
+    c->mode = mode;
+    if (page_set_init(&c->pending, mem_pages(log->mem)) < 0 || page_set_init(&c->unacked, mem_pages(log->mem)) < 0) {
+        consumer_free(c);
+        return -ENOMEM;
+    }
+    *ret = c;
+    return 0;
+}
+
+void dirty_log_free(struct dirty_log *log)
+{
+    if (!log)
+        return;
+    if (log->logging)
+        mem_track_writes(log->mem, false);
+    for (size_t i = 0; i < log->consumer_count; i++)
+        consumer_free(log->consumers[i]);
+    page_set_free(&log->harvest);
+    free(log->rings);
+    pthread_mutex_destroy(&log->lock);
+    free(log);
+}
+
+enum dirty_backend dirty_log_backend(const struct dirty_log *log)
+{
+    return log->config.backend;
+}
+
+size_t dirty_log_words(const struct dirty_log *log)
+{
+    return (size_t)(mem_pages(log->mem) / 64);
+}
+
+/* -- harvest ------------------------------------------------------------------ */
+
+/* Add the harvest to the pending pages of every consumer and empty it. */
+static void distribute(struct dirty_log *log)
+{
+    for (size_t i = 0; i < log->consumer_count; i++) {
+        struct dirty_consumer *c = log->consumers[i];
+
+        c->lost |= log->harvest_lost;
+        if (log->harvest.pages == 0)
+            continue;
+        if (i + 1 == log->consumer_count && c->pending.pages == 0) {
+            /* The usual case, one consumer with nothing pending, costs nothing. */
+            page_set_swap(&c->pending, &log->harvest);
+            break;
+        }
+        page_set_merge(&c->pending, &log->harvest);
+    }
+    if (log->harvest.pages > 0)
+        page_set_clear(&log->harvest);
+    log->harvest_lost = false;
+}
+
+/* Take what the sources have. On an error of KVM no snapshot may be given out; what was taken is pending. */
+static int harvest(struct dirty_log *log)
+{
+    uint64_t vmm;
+    int r = log->config.backend == DIRTY_RING ? dirty_ring_take(log) : dirty_bitmap_take(log);
+
+    dirty_count(&log->stats.harvests, 1);
+    if (r < 0)
+        dirty_count(&log->stats.failures, 1);
+    vmm = mem_collect_writes(log->mem, &log->harvest);
+    dirty_count(&log->stats.vmm_pages, vmm);
+    dirty_count(&log->stats.pages, log->harvest.pages);
+    distribute(log);
+    return r;
+}
+
+/* What a snapshot for the consumer would give, in log->harvest. */
+static int look(struct dirty_log *log, const struct dirty_consumer *c)
+{
+    int r;
+
+    /* The VMM's notes cannot be looked at without taking them; so they become pending now. */
+    dirty_count(&log->stats.vmm_pages, mem_collect_writes(log->mem, &log->harvest));
+    dirty_count(&log->stats.pages, log->harvest.pages);
+    distribute(log);
+    r = log->config.backend == DIRTY_RING ? dirty_ring_look(log) : dirty_bitmap_look(log);
+    if (r == 0) {
+        page_set_merge(&log->harvest, &c->pending);
+        page_set_merge(&log->harvest, &c->unacked);
+    }
+    return r;
+}
+
+int dirty_log_ring_full(struct dirty_log *log)
+{
+    int r;
+
+    pthread_mutex_lock(&log->lock);
+    dirty_count(&log->stats.ring_full, 1);
+    r = harvest(log);
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+/* -- start and stop ----------------------------------------------------------- */
+
+static struct dirty_consumer *find(const struct dirty_log *log, const char *name, size_t *ret_index)
+{
+    for (size_t i = 0; i < log->consumer_count; i++) {
+        if (strcmp(log->consumers[i]->name, name) == 0) {
+            if (ret_index)
+                *ret_index = i;
+            return log->consumers[i];
+        }
+    }
+    return NULL;
+}
+
+static int stop_logging(struct dirty_log *log)
+{
+    int r = log->config.ops->set_logging(log->config.opaque, false);
+
+    mem_track_writes(log->mem, false);
+    log->logging = r < 0;
+    return r;
+}
+
+/*
+ * Switch logging on for the first consumer. With START_ALL nothing needs to be protected now, since its first snapshot
+ * does that: with KVM's bits initially set the start is cheap, and the guest pays page by page as the copy goes on.
+ */
+static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
+{
+    bool stale = log->config.initially_set || log->logging;
+    int r = 0;
+
+    mem_track_writes(log->mem, true);
+    /* From here on, on an error too: it may be on for some slots only. */
+    log->logging = true;
+    /* Entries may be left in the rings from the last time. Nobody consumes: they go nowhere. */
+    if (log->config.backend == DIRTY_RING)
+        r = harvest(log);
+    if (r == 0)
+        r = log->config.ops->set_logging(log->config.opaque, true);
+    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL)
+        r = harvest(log);
+    if (r < 0)
+        stop_logging(log);
+    return r;
+}
+
+static int start_locked(struct dirty_log *log, const char *name, enum dirty_start_mode mode)
+{
+    struct dirty_consumer *c;
+    int r;
+
+    if (find(log, name, NULL))
+        return -EEXIST;
+    if (log->consumer_count == DIRTY_MAX_CONSUMERS)
+        return -ENOSPC;
+    r = consumer_new(log, name, mode, &c);
+    if (r < 0)
+        return r;
+    /* What was written until now is for the others alone. */
+    r = log->consumer_count > 0 ? harvest(log) : start_logging(log, mode);
+    if (r < 0) {
+        consumer_free(c);
+        return r;
+    }
+    if (mode == DIRTY_START_ALL)
+        page_set_fill(&c->pending);
+    log->consumers[log->consumer_count++] = c;
+    return 0;
+}
+
+int dirty_log_start(struct dirty_log *log, const char *name, enum dirty_start_mode mode)
+{
+    size_t len = strnlen(name, DIRTY_NAME_MAX + 1);
+    int r;
+
+    if (len == 0 || len > DIRTY_NAME_MAX)
+        return -EINVAL;
+    pthread_mutex_lock(&log->lock);
+    r = start_locked(log, name, mode);
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+int dirty_log_stop(struct dirty_log *log, const char *name)
+{
+    struct dirty_consumer *c;
+    size_t index;
+    int r = -ENOENT;
+
+    pthread_mutex_lock(&log->lock);
+    c = find(log, name, &index);
+    if (c) {
+        r = 0;
+        log->consumer_count--;
+        memmove(&log->consumers[index], &log->consumers[index + 1],
+                (log->consumer_count - index) * sizeof(log->consumers[0]));
+        consumer_free(c);
+        if (log->consumer_count == 0)
+            r = stop_logging(log);
+    }
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+/* -- snapshots ---------------------------------------------------------------- */
+
+/* Move the consumer's pending pages into its epoch and open a new one. */
+static void make_epoch(struct dirty_consumer *c)
+{
+    if (c->unacked.pages == 0 && c->pending.pages > 0) {
+        page_set_swap(&c->unacked, &c->pending);
+    } else if (c->pending.pages > 0) {
+        page_set_merge(&c->unacked, &c->pending);
+        page_set_clear(&c->pending);
+    }
+    c->epoch++;
+    c->snapshots++;
+    c->pages += c->unacked.pages;
+}
+
+static int snapshot_locked(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret)
+{
+    struct dirty_consumer *c = find(log, name, NULL);
+    uint64_t start = clock_ns(), took;
+    const struct page_set *set;
+    int r;
+
+    if (!c)
+        return -ENOENT;
+    r = peek ? look(log, c) : harvest(log);
+    if (r < 0)
+        return r;
+    if (!peek)
+        make_epoch(c);
+    set = peek ? &log->harvest : &c->unacked;
+    log->peeked = peek;
+    took = clock_ns() - start;
+    if (!peek)
+        dirty_count(&log->stats.harvest_ns, took);
+    *ret = (struct dirty_snapshot){
+        .epoch = c->epoch,
+        .pages = set->pages,
+        .lost = c->lost || log->harvest_lost,
+        .harvest_ns = took,
+        .bitmap = set->map,
+        .set = set,
+    };
+    return 0;
+}
+
+int dirty_log_snapshot_lock(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret)
+{
+    int r;
+
+    if (log->config.backend == DIRTY_RING && log->config.ops->kick_vcpus) {
+        r = log->config.ops->kick_vcpus(log->config.opaque);
+        if (r < 0)
+            return r;
+    }
+    pthread_mutex_lock(&log->lock);
+    r = snapshot_locked(log, name, peek, ret);
+    if (r < 0)
+        pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+void dirty_log_unlock(struct dirty_log *log)
+{
+    if (log->peeked) {
+        page_set_clear(&log->harvest);
+        log->harvest_lost = false;
+        log->peeked = false;
+    }
+    pthread_mutex_unlock(&log->lock);
+}
+
+int dirty_log_ack(struct dirty_log *log, const char *name, uint64_t epoch)
+{
+    struct dirty_consumer *c;
+    int r = 0;
+
+    pthread_mutex_lock(&log->lock);
+    c = find(log, name, NULL);
+    if (!c)
+        r = -ENOENT;
+    else if (epoch == 0 || epoch != c->epoch)
+        r = -EINVAL;
+    else
+        page_set_clear(&c->unacked);
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+/* -- ranges ------------------------------------------------------------------- */
+
+/* Where a walk over a set is: `bits` of word `word` are still to come. */
+struct walk {
+    size_t word;
+    uint64_t bits;
+};
+
+/* Go on to a word with bits; false at the end. */
+static bool walk_next_word(const struct page_set *set, struct walk *w)
+{
+    while (!w->bits) {
+        if (++w->word % PAGE_SET_GROUP_WORDS == 0) {
+            size_t group = page_set_next_group(set, w->word / PAGE_SET_GROUP_WORDS);
+
+            if (group == set->group_count)
+                return false;
+            w->word = group * PAGE_SET_GROUP_WORDS;
+        }
+        w->bits = set->map[w->word];
+    }
+    return true;
+}
+
+/* Take the lowest run of set bits, which goes on into further words but not to page `limit`; returns its end. */
+static pfn_t walk_take_run(const struct page_set *set, struct walk *w, unsigned int start, pfn_t limit)
+{
+    uint64_t above = w->bits + (UINT64_C(1) << start);
+    pfn_t base = (pfn_t)w->word * 64;
+
+    /* The addition carries through the run, out of the word if the run reaches its end. */
+    if (above) {
+        w->bits &= above;
+        return base + (uint64_t)__builtin_ctzll(above);
+    }
+    while ((base += 64) < limit && set->map[base / 64] == UINT64_MAX)
+        ;
+    w->word = (size_t)(base / 64);
+    if (base >= limit) {
+        /* The word belongs to the next slot; it is looked at by walk_next_word. */
+        w->word--;
+        w->bits = 0;
+        return limit;
+    }
+    w->bits = set->map[w->word];
+    above = w->bits + 1;
+    w->bits &= above;
+    return base + (uint64_t)__builtin_ctzll(above);
+}
+
+size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot, pfn_t *cursor,
+                    struct dirty_range *out, size_t max)
+{
+    const struct page_set *set = snapshot->set;
+    unsigned int count;
+    const struct mem_slot *slots = mem_slots(mem, &count);
+    pfn_t low = bytes_to_pages(slots[0].size), at = *cursor;
+    gfn_t shift = gpa_to_gfn(MEM_HOLE_END) - low;
+    struct walk w = {.word = (size_t)(at / 64)};
+    size_t n = 0;
+
+    if (set->pages == 0 || at >= set->limit)
+        return 0;
+    w.bits = set->map[w.word] & (UINT64_MAX << (at % 64));
+    while (n < max) {
+        unsigned int start;
+        pfn_t first;
+
+        if (!walk_next_word(set, &w)) {
+            at = set->limit;
+            break;
+        }
+        start = (unsigned int)__builtin_ctzll(w.bits);
+        first = (pfn_t)w.word * 64 + start;
+        /* Slots that touch in the RAM file are apart in the guest. */
+        at = walk_take_run(set, &w, start, first < low ? low : set->limit);
+        out[n++] = (struct dirty_range){.gfn = first < low ? first : first + shift, .pages = at - first};
+    }
+    *cursor = at;
+    return n;
+}
+
+/* -- what is going on --------------------------------------------------------- */
+
+size_t dirty_log_consumers(struct dirty_log *log, struct dirty_consumer_info *out, size_t max)
+{
+    size_t count;
+
+    pthread_mutex_lock(&log->lock);
+    count = log->consumer_count;
+    for (size_t i = 0; i < MIN(count, max); i++) {
+        const struct dirty_consumer *c = log->consumers[i];
+
+        out[i] = (struct dirty_consumer_info){
+            .mode = c->mode,
+            .epoch = c->epoch,
+            .pending = c->pending.pages,
+            .unacknowledged = c->unacked.pages,
+            .snapshots = c->snapshots,
+            .pages = c->pages,
+            .lost = c->lost,
+        };
+        memcpy(out[i].name, c->name, sizeof(c->name));
+    }
+    pthread_mutex_unlock(&log->lock);
+    return count;
+}
+
+void dirty_log_stats(const struct dirty_log *log, struct dirty_stats *ret)
+{
+    const uint64_t *from = (const uint64_t *)&log->stats;
+    uint64_t *to = (uint64_t *)ret;
+
+    static_assert(sizeof(struct dirty_stats) % sizeof(uint64_t) == 0, "counters only");
+    for (size_t i = 0; i < sizeof(*ret) / sizeof(*to); i++)
+        to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}

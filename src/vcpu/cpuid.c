@@ -1,0 +1,275 @@
+/*
+ * Leaves and bits are named as in "Intel 64 and IA-32 Architectures Software Developer's Manual" (CPUID instruction),
+ * "AMD64 Architecture Programmer's Manual" volume 3 appendix E, and KVM's own leaves as in Documentation/virt/kvm/x86/cpuid.rst.
+ */
+#include "config.h"
+
+#include "vcpu/cpuid.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "base/util.h"
+
+#define LEAF_FEATURES 0x1u
+#define LEAF_CACHES 0x4u
+#define LEAF_EXT_FEATURES 0x7u
+#define LEAF_TOPOLOGY 0xbu
+#define LEAF_TOPOLOGY_V2 0x1fu
+#define LEAF_KVM_FEATURES 0x40000001u
+#define LEAF_AMD_FEATURES 0x80000001u
+#define LEAF_AMD_SIZES 0x80000008u
+#define LEAF_AMD_CACHES 0x8000001du
+#define LEAF_AMD_TOPOLOGY 0x8000001eu
+#define LEAF_AMD_TOPOLOGY_V2 0x80000026u
+
+#define FEATURES_ECX_TSC_DEADLINE (1u << 24)
+#define FEATURES_ECX_HYPERVISOR (1u << 31)
+#define FEATURES_EDX_HTT (1u << 28)
+#define EXT_FEATURES_ECX_LA57 (1u << 16)
+#define AMD_FEATURES_ECX_CMP_LEGACY (1u << 1)
+#define KVM_FEATURES_ASYNC_PF ((1u << 4) | (1u << 10) | (1u << 14))
+
+/* The largest table KVM itself takes. */
+#define MAX_ENTRIES 256u
+/* Entries that cpuid_build may add: three sub-leaves for each of two topology leaves. */
+#define EXTRA_ENTRIES 6u
+
+static struct kvm_cpuid2 *table_new(unsigned int entries)
+{
+    struct kvm_cpuid2 *t = calloc(1, sizeof(*t) + entries * sizeof(t->entries[0]));
+
+    if (t)
+        t->nent = entries;
+    return t;
+}
+
+struct kvm_cpuid_entry2 *cpuid_find(struct kvm_cpuid2 *table, uint32_t function, uint32_t index)
+{
+    for (uint32_t i = 0; i < table->nent; i++) {
+        struct kvm_cpuid_entry2 *e = &table->entries[i];
+
+        if (e->function == function && (!(e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || e->index == index))
+            return e;
+    }
+    return NULL;
+}
+
+static void table_remove(struct kvm_cpuid2 *table, uint32_t function)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < table->nent; i++)
+        if (table->entries[i].function != function)
+            table->entries[kept++] = table->entries[i];
+    table->nent = kept;
+}
+
+/* -- the host -- */
+
+/*
+ * KVM reports LA57 where the CPU has it, also when the host kernel was booted without; then there are no tables of five
+ * levels to shadow a guest's with. The kernel hands out addresses beyond 47 bits only when it uses five levels.
+ */
+static bool host_uses_la57(void)
+{
+    void *want = (void *)(UINT64_C(1) << 50), *p;
+
+    p = mmap(want, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return false;
+    munmap(p, 4096);
+    return (uintptr_t)p >> 47 != 0;
+}
+
+static int fetch_supported(int kvm_fd, struct kvm_cpuid2 **ret)
+{
+    struct kvm_cpuid2 *t = table_new(MAX_ENTRIES);
+
+    if (!t)
+        return -ENOMEM;
+    if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, t) < 0) {
+        int err = -errno;
+
+        free(t);
+        return err;
+    }
+    *ret = t;
+    return 0;
+}
+
+int cpuid_host_init(struct cpuid_host *host, int kvm_fd)
+{
+    struct kvm_cpuid2 *supported = NULL;
+    int r = fetch_supported(kvm_fd, &supported);
+
+    if (r < 0)
+        return r;
+    *host = (struct cpuid_host){
+        .supported = supported,
+        .tsc_deadline = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+        .la57 = host_uses_la57(),
+    };
+    return 0;
+}
+
+void cpuid_host_clear(struct cpuid_host *host)
+{
+    free(host->supported);
+    host->supported = NULL;
+}
+
+/* -- the table of one vCPU -- */
+
+struct topology {
+    unsigned int index, count;
+    unsigned int shift; /* bits of an APIC id that number the cores */
+    bool amd;
+};
+
+static bool vendor_is_amd(struct kvm_cpuid2 *t)
+{
+    const struct kvm_cpuid_entry2 *e = cpuid_find(t, 0, 0);
+    char vendor[12];
+
+    if (!e)
+        return false;
+    memcpy(vendor, &e->ebx, 4);
+    memcpy(vendor + 4, &e->edx, 4);
+    memcpy(vendor + 8, &e->ecx, 4);
+    return memcmp(vendor, "AuthenticAMD", 12) == 0 || memcmp(vendor, "HygonGenuine", 12) == 0;
+}
+
+/* Put `value` into bits [low, low + width) of *reg. */
+static void set_bits(uint32_t *reg, unsigned int low, unsigned int width, uint32_t value)
+{
+    uint32_t mask = (uint32_t)((UINT64_C(1) << width) - 1);
+
+    *reg = (*reg & ~(mask << low)) | (value & mask) << low;
+}
+
+static void set_flag(uint32_t *reg, uint32_t flag, bool on)
+{
+    *reg = on ? *reg | flag : *reg & ~flag;
+}
+
+static void fix_features(struct kvm_cpuid2 *t, const struct cpuid_host *host, const struct cpuid_options *options,
+                         const struct topology *topo)
+{
+    struct kvm_cpuid_entry2 *e = cpuid_find(t, LEAF_FEATURES, 0);
+
+    if (e) {
+        /* Without the hypervisor bit a guest looks for neither kvm-clock nor KVM's other offers. */
+        e->ecx |= FEATURES_ECX_HYPERVISOR;
+        set_flag(&e->ecx, FEATURES_ECX_TSC_DEADLINE, host->tsc_deadline);
+        set_flag(&e->edx, FEATURES_EDX_HTT, topo->count > 1);
+        /* AMD counts the logical processors, Intel the ids they may have. */
+        set_bits(&e->ebx, 16, 8, topo->amd ? topo->count : 1u << topo->shift);
+        set_bits(&e->ebx, 24, 8, topo->index);
+    }
+    e = cpuid_find(t, LEAF_EXT_FEATURES, 0);
+    if (e && !host->la57)
+        e->ecx &= ~EXT_FEATURES_ECX_LA57;
+    e = cpuid_find(t, LEAF_KVM_FEATURES, 0);
+    if (e && !options->async_pf)
+        e->eax &= ~KVM_FEATURES_ASYNC_PF;
+}
+
+/* How many share a cache: the last level all vCPUs, the others one. Type 0 (bits 4-0) is the end of the list. */
+static void fix_caches(struct kvm_cpuid2 *t, const struct topology *topo)
+{
+    for (uint32_t i = 0; i < t->nent; i++) {
+        struct kvm_cpuid_entry2 *e = &t->entries[i];
+        bool last_level = (e->eax >> 5 & 7) >= 3;
+
+        if ((e->eax & 0x1f) == 0)
+            continue;
+        if (e->function == LEAF_CACHES) {
+            set_bits(&e->eax, 14, 12, last_level ? (1u << topo->shift) - 1 : 0);
+            set_bits(&e->eax, 26, 6, MIN((1u << topo->shift) - 1, 63u));
+        } else if (e->function == LEAF_AMD_CACHES) {
+            set_bits(&e->eax, 14, 12, last_level ? topo->count - 1 : 0);
+        }
+    }
+}
+
+static void add_topology_level(struct kvm_cpuid2 *t, uint32_t leaf, uint32_t index, uint32_t type, uint32_t shift,
+                               uint32_t count, uint32_t apic_id)
+{
+    t->entries[t->nent++] = (struct kvm_cpuid_entry2){
+        .function = leaf,
+        .index = index,
+        .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        .eax = shift,
+        .ebx = count,
+        .ecx = type << 8 | index,
+        .edx = apic_id,
+    };
+}
+
+/* The extended topology leaves: a level of threads (one a core), one of cores, the end. */
+static void fix_topology(struct kvm_cpuid2 *t, uint32_t leaf, const struct topology *topo)
+{
+    const struct kvm_cpuid_entry2 *max = cpuid_find(t, 0, 0);
+    bool wanted = max && max->eax >= leaf;
+
+    table_remove(t, leaf);
+    if (!wanted)
+        return;
+    add_topology_level(t, leaf, 0, 1, 0, 1, topo->index);
+    add_topology_level(t, leaf, 1, 2, topo->shift, topo->count, topo->index);
+    add_topology_level(t, leaf, 2, 0, 0, 0, topo->index);
+}
+
+static void fix_amd(struct kvm_cpuid2 *t, const struct topology *topo)
+{
+    struct kvm_cpuid_entry2 *e = cpuid_find(t, LEAF_AMD_FEATURES, 0);
+
+    /* The newest topology leaf describes the host; guests fall back to the older ones. */
+    table_remove(t, LEAF_AMD_TOPOLOGY_V2);
+    if (!topo->amd)
+        return;
+    if (e)
+        set_flag(&e->ecx, AMD_FEATURES_ECX_CMP_LEGACY, topo->count > 1);
+    e = cpuid_find(t, LEAF_AMD_SIZES, 0);
+    if (e) {
+        set_bits(&e->ecx, 0, 8, topo->count - 1);
+        set_bits(&e->ecx, 12, 4, topo->shift);
+    }
+    e = cpuid_find(t, LEAF_AMD_TOPOLOGY, 0);
+    if (e) {
+        e->eax = topo->index;
+        e->ebx = topo->index; /* core id; one thread a core */
+        e->ecx = 0;           /* node 0 of 1 */
+    }
+}
+
+int cpuid_build(const struct cpuid_host *host, const struct cpuid_options *options, struct kvm_cpuid2 **ret)
+{
+    const struct kvm_cpuid2 *from = host->supported;
+    struct topology topo = {.index = options->index, .count = options->count};
+    struct kvm_cpuid2 *t;
+
+    if (options->index >= options->count || options->count > CPUID_MAX_VCPUS)
+        return -EINVAL;
+    t = table_new(from->nent + EXTRA_ENTRIES);
+    if (!t)
+        return -ENOMEM;
+    t->nent = from->nent;
+    memcpy(t->entries, from->entries, from->nent * sizeof(t->entries[0]));
+    while (1u << topo.shift < topo.count)
+        topo.shift++;
+    topo.amd = vendor_is_amd(t);
+
+    fix_features(t, host, options, &topo);
+    fix_caches(t, &topo);
+    fix_topology(t, LEAF_TOPOLOGY, &topo);
+    if (cpuid_find(t, LEAF_TOPOLOGY_V2, 0))
+        fix_topology(t, LEAF_TOPOLOGY_V2, &topo);
+    fix_amd(t, &topo);
+    *ret = t;
+    return 0;
+}

@@ -1,0 +1,44 @@
+/*
+ * The CPUID table of a vCPU: what KVM supports on this host, with the topology of this VM (one socket, one thread a core,
+ * APIC ids equal to vCPU indexes) and the bits that KVM leaves to user space. Everything else is passed on as KVM gives
+ * it, its own signature and feature leaves among it.
+ */
+#ifndef UMBRA_VCPU_CPUID_H
+#define UMBRA_VCPU_CPUID_H
+
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* APIC id 255 is the broadcast. */
+#define CPUID_MAX_VCPUS 255u
+
+/* What of the host the tables are made from. Fetch it once a VM: KVM takes about 0.3 ms to put it together. */
+struct cpuid_host {
+    struct kvm_cpuid2 *supported;
+    bool tsc_deadline; /* KVM's LAPIC has the TSC deadline timer */
+    bool la57;         /* the host itself runs with five-level paging */
+};
+
+/* 0 (release with cpuid_host_clear), -ENOMEM, or -errno of KVM. kvm_fd is that of /dev/kvm. Any thread. */
+int cpuid_host_init(struct cpuid_host *host, int kvm_fd);
+void cpuid_host_clear(struct cpuid_host *host);
+
+struct cpuid_options {
+    unsigned int index; /* which vCPU */
+    unsigned int count; /* vCPUs of the VM */
+    /* Offer async page faults. Only where the guest's LAPIC is usable, or a guest task waits for an interrupt that never
+     * comes. */
+    bool async_pf;
+};
+
+/*
+ * The table for one vCPU; *ret is the caller's to free. -EINVAL unless index < count <= CPUID_MAX_VCPUS, -ENOMEM.
+ * Takes a few microseconds. Any thread.
+ */
+int cpuid_build(const struct cpuid_host *host, const struct cpuid_options *options, struct kvm_cpuid2 **ret);
+
+/* The entry for function and index (index counts only where the entry says so), or NULL. */
+struct kvm_cpuid_entry2 *cpuid_find(struct kvm_cpuid2 *table, uint32_t function, uint32_t index);
+
+#endif

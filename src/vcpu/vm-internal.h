@@ -1,0 +1,60 @@
+/* What vm.c and vcpu.c share. */
+#ifndef UMBRA_VCPU_VM_INTERNAL_H
+#define UMBRA_VCPU_VM_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "vcpu/vcpu.h"
+#include "vcpu/vm.h"
+
+struct vm {
+    int kvm_fd;
+    int fd;
+    size_t run_size; /* bytes of a vCPU's mapped kvm_run */
+    struct mem *mem;
+    struct bus *bus;
+    struct dirty_log *dirty;
+    struct vm_callbacks callbacks;
+    struct irq_sink irq;
+    enum dirty_backend dirty_backend;
+    uint32_t ring_entries;
+    bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
+    bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
+    unsigned int cpus;
+    struct vcpu *vcpus[VM_MAX_VCPUS];
+
+    /*
+     * Run control. `run` is written by the main thread under the lock and read by vCPU threads without it, after each
+     * return of KVM_RUN with EINTR.
+     */
+    atomic_bool run;
+    pthread_mutex_t lock;     /* protects what follows, and every vCPU's parked/blocked/quit */
+    pthread_cond_t parked_cv; /* main waits: a vCPU has parked */
+    pthread_cond_t go_cv;     /* vCPUs wait: run or quit has changed */
+    unsigned int parked;
+    bool quit;
+};
+
+struct vcpu {
+    struct vm *vm;
+    unsigned int index;
+    int fd;
+    struct kvm_run *run;
+    struct kvm_dirty_gfn *ring; /* mapped; NULL without the ring backend */
+    pthread_t thread;
+    bool started;
+    bool blocked; /* under vm->lock: cannot go on until a reset */
+    atomic_int tid;
+    atomic_uint entries; /* odd while inside KVM_RUN */
+    struct vcpu_exits exits; /* written by its own thread only, read with relaxed loads */
+};
+
+/* vcpu.c: create the vCPU and map its run area and ring; 0 or -errno, logged. vcpu_free takes NULL and half-built ones. */
+int vcpu_new(struct vm *vm, unsigned int index, struct vcpu **ret);
+void vcpu_free(struct vcpu *vcpu);
+int vcpu_start(struct vcpu *vcpu);
+/* Make the vCPU leave KVM_RUN and look at vm->run. Any thread. */
+void vcpu_kick(struct vcpu *vcpu);
+
+#endif

@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# A VM under test: start it, talk to it over its console and control sockets, see how it ended. After tap.sh and wait.sh.
+#
+# Wants UMBRAD and VMCTL; stock guests also UMBRA_KERNEL and UMBRA_INITRD, test guests UMBRA_GUESTS.
+# Each VM has its runtime directory in $run, its log in $tap_dir/NAME.log.
+
+run=$tap_dir/run
+vm_pid=
+
+# vm_spawn NAME ARGUMENT...: start umbrad; $vm_pid is its process. It ends with the test.
+vm_spawn() {
+    local name=$1
+    shift
+    "$UMBRAD" --runtime-dir "$run" --name "$name" "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
+    vm_pid=$!
+    on_exit vm_kill $vm_pid
+}
+
+vm_kill() {
+    kill -KILL "$1" 2>/dev/null && wait "$1" 2>/dev/null
+}
+
+# vm_start NAME ARGUMENT...: vm_spawn, and wait until the control socket answers.
+vm_start() {
+    vm_spawn "$@"
+    wait_for_socket "$run/$1/control.sock" 20 $vm_pid || bail "$1 did not start: $(cat "$tap_dir/$1.log")"
+}
+
+# vm_start_stock NAME CMDLINE ARGUMENT...: a stock kernel with its console in $tap_dir/NAME.console.
+vm_start_stock() {
+    local name=$1 cmdline=$2
+    shift 2
+    vm_start "$name" --kernel "$UMBRA_KERNEL" --initrd "$UMBRA_INITRD" --cmdline "console=ttyS0 quiet $cmdline" \
+        --console "file:$tap_dir/$name.console" "$@"
+}
+
+# A stock kernel that takes shell commands over its console socket.
+vm_start_serving() {
+    local name=$1 cmdline=$2
+    shift 2
+    vm_start "$name" --kernel "$UMBRA_KERNEL" --initrd "$UMBRA_INITRD" \
+        --cmdline "console=ttyS0 quiet umbra.run=serve $cmdline" --console socket "$@"
+    vm_console "$name"
+    vm_expect "$name" 'umbra-guest: serving' 90 || bail "$name does not serve: $(tail -n 5 "$tap_dir/$name.console")"
+}
+
+# vm_start_guest NAME GUEST CMDLINE ARGUMENT...: a test guest, its console over the socket.
+vm_start_guest() {
+    local name=$1 guest=$2 cmdline=$3
+    shift 3
+    vm_start "$name" --kernel "$UMBRA_GUESTS/$guest.elf" --cmdline "$cmdline" --console socket --test-device "$@"
+    vm_console "$name"
+}
+
+# vm_console NAME: connect to the console socket: what comes is in $tap_dir/NAME.console, vm_say writes to it.
+vm_console() {
+    local name=$1 fifo=$tap_dir/$1.in pid
+    mkfifo "$fifo"
+    : >"$tap_dir/$name.console"
+    # Opened for both ways, so that socat sees no end of file between two lines.
+    exec {vm_console_fd}<>"$fifo"
+    socat - "UNIX-CONNECT:$run/$name/console.sock" <&"$vm_console_fd" >"$tap_dir/$name.console" &
+    pid=$!
+    on_exit vm_kill $pid
+    eval "vm_console_fd_${name//[^a-zA-Z0-9]/_}=$vm_console_fd"
+}
+
+vm_say() { # NAME TEXT
+    local var=vm_console_fd_${1//[^a-zA-Z0-9]/_}
+    printf '%s\n' "$2" >&"${!var}"
+}
+
+# vm_expect NAME PATTERN SECONDS: wait for a line of the console beyond those that were expected before; it is in $vm_line.
+vm_expect() {
+    local var=vm_seen_${1//[^a-zA-Z0-9]/_} file=$tap_dir/$1.console deadline=$((SECONDS + $3)) n
+    while :; do
+        n=$(tail -n +$((${!var:-0} + 1)) "$file" | tr -d '\r' | grep -nE -m 1 -e "$2" | cut -d: -f1)
+        if [ -n "$n" ]; then
+            vm_line=$(tail -n +$((${!var:-0} + n)) "$file" | head -n 1 | tr -d '\r')
+            eval "$var=$((${!var:-0} + n))"
+            return 0
+        fi
+        if [ "$SECONDS" -ge "$deadline" ]; then
+            diag "no '$2' on the console of $1 in $3 s; its end:"
+            tail -n 5 "$file" | diag
+            return 1
+        fi
+        sleep 0.02
+    done
+}
+
+# vm_ask NAME COMMAND PATTERN SECONDS: a line to the guest, and its answer in $vm_line.
+vm_ask() {
+    vm_say "$1" "$2"
+    vm_expect "$1" "$3" "$4"
+}
+
+# vm_run NAME COMMAND SECONDS: a shell command in a serving stock guest; its exit status is returned.
+vm_run() {
+    vm_ask "$1" "$2" '^umbra-guest: exit [0-9]+' "$3" && return "${vm_line##* }"
+}
+
+# qmp NAME COMMAND [ARGUMENTS]: the value of "return", compact; fails with the error's text on stderr.
+qmp() {
+    local request
+    request=$(jq -nc --arg c "$2" --argjson a "${3:-null}" '{execute: $c} + (if $a == null then {} else {arguments: $a} end)')
+    "$VMCTL" --runtime-dir "$run" -o json qmp "$1" "$request"
+}
+
+vm_status() {
+    qmp "$1" query-status | jq -r .status
+}
+
+vm_is() { # NAME STATUS
+    [ "$(vm_status "$1" 2>/dev/null)" = "$2" ]
+}
+
+# For check: that a command fails.
+not() {
+    ! "$@"
+}

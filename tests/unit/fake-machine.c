@@ -1,0 +1,425 @@
+#include "config.h"
+
+#include "fake-machine.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bitmap.h"
+#include "base/util.h"
+#include "daemon/qmp-server.h"
+#include "vcpu/stats.h"
+#include "vcpu/vcpu.h"
+
+struct vcpu {
+    unsigned int index;
+};
+
+struct vm {
+    struct mem *mem;
+    struct bus *bus;
+    struct dirty_log *log;
+    unsigned int cpus;
+    struct vcpu vcpus[VM_MAX_VCPUS];
+    /* What KVM knows. */
+    bool logging;
+    int failure;
+    uint64_t *dirty[MEM_MAX_SLOTS];
+    struct kvm_dirty_gfn *rings[VM_MAX_VCPUS];
+    uint32_t ring_in[VM_MAX_VCPUS], ring_out[VM_MAX_VCPUS];
+};
+
+struct machine {
+    struct config config;
+    struct vm vm;
+    struct host_info host;
+    struct event_base *events;
+    struct qmp_server *server;
+    enum run_state state;
+    bool power_button;
+    int ended;
+};
+
+/* -- KVM --------------------------------------------------------------------- */
+
+static int set_logging(void *opaque, bool on)
+{
+    struct vm *vm = opaque;
+
+    if (vm->failure)
+        return vm->failure;
+    vm->logging = on;
+    return 0;
+}
+
+static size_t slot_words(const struct vm *vm, uint32_t slot)
+{
+    unsigned int count;
+
+    return bitmap_words(bytes_to_pages(mem_slots(vm->mem, &count)[slot].size));
+}
+
+static int get(void *opaque, uint32_t slot, uint64_t *bitmap)
+{
+    struct vm *vm = opaque;
+
+    if (vm->failure)
+        return vm->failure;
+    memcpy(bitmap, vm->dirty[slot], slot_words(vm, slot) * sizeof(*bitmap));
+    return 0;
+}
+
+static int clear(void *opaque, uint32_t slot, uint64_t first_page, uint32_t num_pages, const uint64_t *bitmap)
+{
+    struct vm *vm = opaque;
+
+    if (vm->failure)
+        return vm->failure;
+    for (uint32_t i = 0; i < num_pages; i++)
+        if (bitmap_test(bitmap, i))
+            vm->dirty[slot][(first_page + i) / 64] &= ~(UINT64_C(1) << (first_page + i) % 64);
+    return 0;
+}
+
+static int reset_rings(void *opaque)
+{
+    struct vm *vm = opaque;
+    int count = 0;
+
+    if (vm->failure)
+        return vm->failure;
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        for (; vm->ring_out[i] != vm->ring_in[i]; vm->ring_out[i]++, count++) {
+            struct kvm_dirty_gfn *e = &vm->rings[i][vm->ring_out[i] % FAKE_RING_ENTRIES];
+
+            if (!(__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_RESET))
+                break;
+            __atomic_store_n(&e->flags, 0, __ATOMIC_RELEASE);
+        }
+    return count;
+}
+
+static const struct dirty_ops ops = {
+    .set_logging = set_logging, .get = get, .clear = clear, .reset_rings = reset_rings};
+
+static void push_ring(struct vm *vm, uint32_t slot, uint64_t page)
+{
+    struct kvm_dirty_gfn *e = &vm->rings[0][vm->ring_in[0] % FAKE_RING_ENTRIES];
+
+    assert(vm->ring_in[0] - vm->ring_out[0] < FAKE_RING_ENTRIES);
+    e->slot = slot;
+    e->offset = page;
+    __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
+    vm->ring_in[0]++;
+}
+
+void fake_machine_write(struct machine *m, gfn_t gfn, uint8_t byte)
+{
+    struct vm *vm = &m->vm;
+    unsigned int count;
+    const struct mem_slot *slots = mem_slots(vm->mem, &count);
+
+    for (unsigned int i = 0; i < count; i++) {
+        gfn_t first = gpa_to_gfn(slots[i].base);
+
+        if (gfn < first || gfn - first >= bytes_to_pages(slots[i].size))
+            continue;
+        memset(slots[i].hva + pages_to_bytes(gfn - first), byte, GUEST_PAGE_SIZE);
+        if (vm->logging && vm->rings[0])
+            push_ring(vm, i, gfn - first);
+        else if (vm->logging)
+            bitmap_set(vm->dirty[i], gfn - first);
+    }
+}
+
+void fake_machine_fail_kvm(struct machine *m, int r)
+{
+    m->vm.failure = r;
+}
+
+/* -- the VM ------------------------------------------------------------------ */
+
+struct bus *vm_bus(struct vm *vm)
+{
+    return vm->bus;
+}
+
+struct mem *vm_mem(struct vm *vm)
+{
+    return vm->mem;
+}
+
+struct dirty_log *vm_dirty_log(struct vm *vm)
+{
+    return vm->log;
+}
+
+unsigned int vm_cpus(const struct vm *vm)
+{
+    return vm->cpus;
+}
+
+int vm_fd(const struct vm *vm)
+{
+    return 100;
+}
+
+struct vcpu *vm_vcpu(struct vm *vm, unsigned int index)
+{
+    assert(index < vm->cpus);
+    return &vm->vcpus[index];
+}
+
+int vcpu_fd(const struct vcpu *vcpu)
+{
+    return 101 + (int)vcpu->index;
+}
+
+pid_t vcpu_tid(const struct vcpu *vcpu)
+{
+    return 1000 + (pid_t)vcpu->index;
+}
+
+void vcpu_exits(const struct vcpu *vcpu, struct vcpu_exits *ret)
+{
+    *ret = (struct vcpu_exits){.total = 10 + vcpu->index, .io_in = 3, .io_out = 4, .other = 3};
+}
+
+/* -- statistics: of every kind one ------------------------------------------- */
+
+struct kvm_stats_source {
+    int fd;
+    uint64_t values[8];
+};
+
+static const struct stats_desc descs_vm[] = {
+    {.name = "pages_4k", .type = STATS_INSTANT, .count = 1, .offset = 0},
+    {.name = "max_mmu_rmap_size", .type = STATS_PEAK, .count = 1, .offset = 1},
+};
+static const struct stats_desc descs_vcpu[] = {
+    {.name = "exits", .type = STATS_CUMULATIVE, .count = 1, .offset = 0},
+    {.name = "halt_wait_ns", .type = STATS_CUMULATIVE, .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1, .offset = 1},
+    {.name = "blocking", .type = STATS_INSTANT, .unit = STATS_BOOLEAN, .count = 1, .offset = 2},
+    {.name = "halt_wait_hist", .type = STATS_LOG_HIST, .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 3, .offset = 3},
+    {.name = "linear_hist", .type = STATS_LINEAR_HIST, .unit = STATS_BYTES, .bucket_size = 16, .count = 2, .offset = 6},
+};
+
+int stats_open(int fd, struct kvm_stats_source **ret)
+{
+    *ret = calloc(1, sizeof(**ret));
+    if (!*ret)
+        return -ENOMEM;
+    (*ret)->fd = fd;
+    return 0;
+}
+
+void stats_close(struct kvm_stats_source *s)
+{
+    free(s);
+}
+
+const struct stats_desc *stats_descs(const struct kvm_stats_source *s, uint32_t *ret_count)
+{
+    *ret_count = s->fd == 100 ? ARRAY_SIZE(descs_vm) : ARRAY_SIZE(descs_vcpu);
+    return s->fd == 100 ? descs_vm : descs_vcpu;
+}
+
+int stats_read(struct kvm_stats_source *s)
+{
+    for (unsigned int i = 0; i < ARRAY_SIZE(s->values); i++)
+        s->values[i] = (uint64_t)(s->fd - 99) * 100 + i;
+    return 0;
+}
+
+const uint64_t *stats_values(const struct kvm_stats_source *s, const struct stats_desc *d)
+{
+    return &s->values[d->offset];
+}
+
+/* -- the machine ------------------------------------------------------------- */
+
+static void emit(struct machine *m, const char *name, json_t *data)
+{
+    if (m->server)
+        qmp_server_event(m->server, name, data);
+    else
+        json_object_put(data);
+}
+
+static json_t *reason(const char *text)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_bool(data, "guest", false);
+    json_add_str(data, "reason", text);
+    return data;
+}
+
+enum run_state machine_run_state(const struct machine *m)
+{
+    return m->state;
+}
+
+const char *machine_run_state_name(enum run_state state)
+{
+    static const char *const names[] = {
+        [RUN_STATE_PRELAUNCH] = "prelaunch",           [RUN_STATE_RUNNING] = "running",
+        [RUN_STATE_PAUSED] = "paused",                 [RUN_STATE_SHUTDOWN] = "shutdown",
+        [RUN_STATE_INTERNAL_ERROR] = "internal-error", [RUN_STATE_GUEST_PANICKED] = "guest-panicked",
+        [RUN_STATE_IO_ERROR] = "io-error",             [RUN_STATE_INMIGRATE] = "inmigrate",
+        [RUN_STATE_POSTMIGRATE] = "postmigrate",
+    };
+
+    return names[state];
+}
+
+void machine_stop(struct machine *m)
+{
+    if (m->state != RUN_STATE_RUNNING)
+        return;
+    m->state = RUN_STATE_PAUSED;
+    emit(m, "STOP", NULL);
+}
+
+int machine_cont(struct machine *m, const char **ret_why)
+{
+    if (m->state == RUN_STATE_RUNNING)
+        return 0;
+    if (m->state != RUN_STATE_PAUSED) {
+        *ret_why = "Resetting the Virtual Machine is required";
+        return -EPERM;
+    }
+    m->state = RUN_STATE_RUNNING;
+    emit(m, "RESUME", NULL);
+    return 0;
+}
+
+int machine_reset(struct machine *m)
+{
+    if (m->vm.failure)
+        return m->vm.failure;
+    emit(m, "RESET", reason("host-qmp-system-reset"));
+    return 0;
+}
+
+int machine_powerdown(struct machine *m)
+{
+    if (!m->power_button)
+        return -ENODEV;
+    emit(m, "POWERDOWN", NULL);
+    return 0;
+}
+
+void machine_quit(struct machine *m)
+{
+    m->ended = 0;
+    emit(m, "SHUTDOWN", reason("host-qmp-quit"));
+}
+
+const struct config *machine_config(const struct machine *m)
+{
+    return &m->config;
+}
+
+struct vm *machine_vm(struct machine *m)
+{
+    return &m->vm;
+}
+
+const struct host_info *machine_host(struct machine *m)
+{
+    return &m->host;
+}
+
+void fake_machine_set_server(struct machine *m, struct qmp_server *server)
+{
+    m->server = server;
+}
+
+void fake_machine_set_state(struct machine *m, enum run_state state)
+{
+    m->state = state;
+}
+
+void fake_machine_enable_power_button(struct machine *m)
+{
+    m->power_button = true;
+}
+
+int fake_machine_ended(const struct machine *m)
+{
+    return m->ended;
+}
+
+static void init_host(struct host_info *h)
+{
+    *h = (struct host_info){
+        .by_module = HOST_PAGING_SHADOW,
+        .proven = HOST_PAGING_SHADOW,
+        .ring0_mips = 2.5,
+        .api_version = 12,
+        .dirty_ring = true,
+        .manual_dirty_log = true,
+        .stats_fd = true,
+        .max_vcpus = 32,
+    };
+    strcpy(h->module, "kvm_fake");
+    strcpy(h->how, "told so");
+}
+
+static void init_vm(struct vm *vm, const struct fake_options *options)
+{
+    const struct mem_config mem_config = {.size = options->memory};
+    const struct dirty_config dirty_config = {.backend = options->backend, .ops = &ops, .opaque = vm};
+    unsigned int slots;
+    int r = mem_new(&mem_config, &vm->mem);
+
+    assert(r == 0);
+    r = bus_new(&vm->bus);
+    assert(r == 0);
+    r = dirty_log_new(vm->mem, &dirty_config, &vm->log);
+    assert(r == 0);
+    mem_slots(vm->mem, &slots);
+    for (unsigned int i = 0; i < slots; i++)
+        vm->dirty[i] = calloc(slot_words(vm, i), sizeof(uint64_t));
+    vm->cpus = options->cpus;
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        vm->vcpus[i].index = i;
+        if (options->backend != DIRTY_RING)
+            continue;
+        vm->rings[i] = calloc(FAKE_RING_ENTRIES, sizeof(*vm->rings[i]));
+        r = dirty_log_add_ring(vm->log, vm->rings[i], FAKE_RING_ENTRIES);
+        assert(r == 0);
+    }
+}
+
+struct machine *fake_machine_new(struct event_base *events, const struct fake_options *options)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+
+    assert(m);
+    m->events = events;
+    m->state = RUN_STATE_RUNNING;
+    m->ended = -1;
+    m->config.name = strdup("fake");
+    m->config.cpus = options->cpus;
+    m->config.memory = options->memory;
+    init_host(&m->host);
+    init_vm(&m->vm, options);
+    return m;
+}
+
+void fake_machine_free(struct machine *m)
+{
+    dirty_log_free(m->vm.log);
+    for (int i = 0; i < MEM_MAX_SLOTS; i++)
+        free(m->vm.dirty[i]);
+    for (int i = 0; i < VM_MAX_VCPUS; i++)
+        free(m->vm.rings[i]);
+    bus_free(m->vm.bus);
+    mem_free(m->vm.mem);
+    free(m->config.name);
+    free(m);
+}

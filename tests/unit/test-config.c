@@ -1,0 +1,224 @@
+#include "config.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "base/util.h"
+#include "daemon/configuration.h"
+
+#define ARGS_MAX 16
+
+/* Parse a command line given as words; the caller clears *c. */
+static int parse(struct config *c, char *error, ...)
+{
+    static char program[] = "umbrad";
+    char *argv[ARGS_MAX + 1] = {program};
+    int argc = 1;
+    va_list ap;
+
+    error[0] = '\0';
+    config_init(c);
+    va_start(ap, error);
+    while (argc < ARGS_MAX && (argv[argc] = va_arg(ap, char *)))
+        argc++;
+    va_end(ap);
+    argv[argc] = NULL;
+    return config_parse_args(c, argc, argv, error);
+}
+
+static void test_defaults(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--kernel", "/k", "--runtime-dir", "/r", NULL), 0);
+    assert_string_equal(c.name, "umbra");
+    assert_string_equal(c.kernel, "/k");
+    assert_string_equal(c.runtime_dir, "/r");
+    assert_int_equal(c.memory, CONFIG_DEFAULT_MEMORY);
+    assert_int_equal(c.cpus, 1);
+    assert_int_equal(c.console, CHARDEV_SOCKET);
+    assert_int_equal(c.paging, CONFIG_PAGING_SHADOW);
+    assert_int_equal(config_check(&c, error), 0);
+    config_clear(&c);
+}
+
+static void test_every_option(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--name=vm1", "--kernel=/k", "--initrd=/i", "--cmdline=a b", "--memory=2G", "--cpus=32",
+                           "--console=file:/c", "--paging=any", "--dirty-log=ring", "--hugepages", "--prealloc", "--paused",
+                           "--test-device", "--runtime-dir=/r", NULL),
+                     0);
+    assert_string_equal(c.name, "vm1");
+    assert_string_equal(c.initrd, "/i");
+    assert_string_equal(c.cmdline, "a b");
+    assert_int_equal(c.memory, 2 * GiB);
+    assert_int_equal(c.cpus, 32);
+    assert_int_equal(c.console, CHARDEV_FILE);
+    assert_string_equal(c.console_path, "/c");
+    assert_int_equal(c.paging, CONFIG_PAGING_ANY);
+    assert_int_equal(c.dirty_log, DIRTY_RING);
+    assert_true(c.hugepages && c.prealloc && c.paused && c.test_device);
+    assert_int_equal(config_check(&c, error), 0);
+    config_clear(&c);
+}
+
+static void test_refused_options(void **state)
+{
+    static const struct {
+        const char *arg, *in_error;
+    } cases[] = {
+        {"--memory=0", "--memory: 0 bytes"},
+        {"--memory=1000", "1000 bytes"},
+        {"--memory=1048577", "multiple"},
+        {"--memory=600G", "512M"},
+        {"--memory=1E", "is no size"},
+        {"--memory=-1", "is no size"},
+        {"--cpus=0", "1 to 32"},
+        {"--cpus=33", "1 to 32"},
+        {"--cpus=4x", "1 to 32"},
+        {"--name=../x", "is no VM name"},
+        {"--name=", "is no VM name"},
+        {"--console=tty", "none, stdio, socket, pty, file:PATH"},
+        {"--console=file:", "path is empty"},
+        {"--console=file:PATH", NULL},
+        {"--paging=ept", "shadow, any"},
+        {"--dirty-log=both", "bitmap, ring"},
+        {"--kernel=", "path is empty"},
+        {"--no-such", "--no-such: no such option"},
+        {"--paused=1", "no such option, or a value"},
+        {"--kernel", "--kernel wants a value"},
+        {"stray", "\"stray\" is not an option"},
+        {"--config=/nonexistent/x.json", "/nonexistent/x.json: No such file"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        char error[CONFIG_ERROR_MAX];
+        struct config c;
+        int r = parse(&c, error, "--runtime-dir=/r", cases[i].arg, NULL);
+
+        print_message("# %s: %s\n", cases[i].arg, error);
+        if (cases[i].in_error) {
+            assert_true(r < 0);
+            /* The memory limit is printed as a size; its text is checked by its unit only. */
+            if (strcmp(cases[i].arg, "--memory=600G") == 0)
+                assert_non_null(strstr(error, "511 GiB"));
+            else
+                assert_non_null(strstr(error, cases[i].in_error));
+            assert_null(strchr(error, '\n'));
+        } else {
+            assert_int_equal(r, 0);
+        }
+        config_clear(&c);
+    }
+}
+
+static void test_no_kernel(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", NULL), 0);
+    assert_int_equal(config_check(&c, error), -EINVAL);
+    assert_non_null(strstr(error, "--kernel"));
+    config_clear(&c);
+}
+
+static int parse_text(struct config *c, const char *text, char *error)
+{
+    config_init(c);
+    return config_parse_json(c, "vm.json", text, strlen(text), error);
+}
+
+static void test_json(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse_text(&c,
+                                "{ /* a comment */\n \"kernel\": \"/k\", \"memory\": \"1G\", // another\n \"cpus\": 4,\n"
+                                " \"paused\": true, \"prealloc\": false, \"console\": \"pty\" }\n",
+                                error),
+                     0);
+    assert_string_equal(c.kernel, "/k");
+    assert_int_equal(c.memory, GiB);
+    assert_int_equal(c.cpus, 4);
+    assert_true(c.paused);
+    assert_false(c.prealloc);
+    assert_int_equal(c.console, CHARDEV_PTY);
+    config_clear(&c);
+}
+
+static void test_refused_json(void **state)
+{
+    static const struct {
+        const char *text, *in_error;
+    } cases[] = {
+        {"", "vm.json:1: the text ends"},
+        {"[]", "wants an object"},
+        {"{\n\"cpus\": 1", "vm.json:2: the text ends"},
+        {"{\n\n\"cpus\" 1}", "vm.json:3: "},
+        {"{} {}", "more after the end"},
+        {"{\n\"cpus\": 99}", "vm.json:2: cpus: \"99\" is not a number from 1 to 32"},
+        {"{\"cpus\": [1]}", "vm.json:1: cpus: wants a string or a number"},
+        {"{\"cpus\": 1.5}", "vm.json:1: cpus: wants a string or a number"},
+        {"{\"paused\": 1}", "vm.json:1: paused: wants true or false"},
+        {"{\n\n\"nope\": 1}", "vm.json:3: nope: is no key"},
+        {"{\"runtime-dir\": \"/x\"}", "runtime-dir: is no key"},
+        {"{\"kernel\": \"a\\u0000b\"}", "NUL"},
+        {"{\"cpus\": null}", "wants a string or a number"},
+        {"{\"kernel\": {\"a\": {\"b\": {\"c\": {\"d\": {\"e\": {\"f\": {\"g\": {\"h\": 1}}}}}}}}}", "nesting"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        char error[CONFIG_ERROR_MAX] = "";
+        struct config c;
+
+        assert_int_equal(parse_text(&c, cases[i].text, error), -EINVAL);
+        print_message("# %s\n", error);
+        assert_non_null(strstr(error, cases[i].in_error));
+        config_clear(&c);
+    }
+}
+
+static void test_command_line_wins(void **state)
+{
+    char path[] = "/tmp/umbra-config-XXXXXX", error[CONFIG_ERROR_MAX];
+    static const char text[] = "{\"kernel\": \"/from-file\", \"cpus\": 3, \"name\": \"filed\"}";
+    int fd = mkstemp(path);
+    struct config c;
+
+    assert_true(fd >= 0);
+    assert_int_equal(fd_write_all(fd, text, strlen(text)), 0);
+    close(fd);
+    /* The option stands before --config, and wins all the same. */
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--cpus", "2", "--config", path, NULL), 0);
+    assert_string_equal(c.kernel, "/from-file");
+    assert_string_equal(c.name, "filed");
+    assert_int_equal(c.cpus, 2);
+    config_clear(&c);
+    assert_int_equal(truncate(path, 20), 0);
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--config", path, NULL), -EBADMSG);
+    config_clear(&c);
+    unlink(path);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
+        cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
+        cmocka_unit_test(test_command_line_wins),
+    };
+
+    return cmocka_run_group_tests_name("config", tests, NULL, NULL);
+}
