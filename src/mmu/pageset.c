@@ -129,7 +129,7 @@ static inline __attribute__((always_inline)) bool group_empty(const uint64_t *wo
     return (a[0] | a[1] | a[2] | a[3]) == 0;
 }
 
-FAST size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+FAST static size_t scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
 {
     for (size_t group = from; group < end; group++) {
         const uint64_t *words = group_words(set, group);
@@ -143,4 +143,10 @@ FAST size_t page_set_scan_group(const struct page_set *set, size_t from, size_t 
         return group;
     }
     return end;
+}
+
+/* Clang 14 gives clones of a function that other files call a name of its own, so only static ones have clones. */
+size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+{
+    return scan_group(set, from, end, ret_pages);
 }
