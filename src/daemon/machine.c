@@ -284,7 +284,7 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .cpus = m->config->cpus,
+        .acpi = {.cpus = m->config->cpus},
     };
     char error[BOOT_ERROR_MAX];
     int r = boot_open(&config, error, &m->image);

@@ -24,7 +24,7 @@ static json_t *verdicts(const struct host_info *h)
         add_verdict(list, "paging", false, "KVM uses nested page tables: what the MMU bookkeeping counts costs nothing here");
     else
         add_verdict(list, "paging", false, "whether KVM keeps shadow page tables could not be proven");
-    if (h->ring0 == HOST_RING0_EMULATED)
+    if (h->ring0_emulated)
         add_verdict(list, "guest-kernel", false, "KVM emulates guest kernel code: a stock kernel takes minutes to boot");
     else
         add_verdict(list, "guest-kernel", true, "guest kernel code runs natively");
@@ -48,7 +48,7 @@ json_t *qmp_query_host(struct qmp_request *req)
     json_add_str(paging, "by-module", host_paging_name(h->by_module));
     json_add_str(paging, "proven", host_paging_name(h->proven));
     json_add_str(paging, "how", h->how);
-    json_add_str(kernel, "runs", host_ring0_name(h->ring0));
+    json_add_bool(kernel, "emulated", h->ring0_emulated);
     json_add_double(kernel, "mips", h->ring0_mips);
     json_add_str(kvm, "module", h->module);
     json_add_i64(kvm, "api-version", h->api_version);

@@ -310,14 +310,15 @@ static int build(struct vm *vm)
         return r;
     }
     r = check_capabilities(vm);
-    if (r == 0)
-        r = create_chips(vm);
     if (r == 0 && vm->mem)
         r = enable_dirty_backend(vm);
     if (r == 0 && vm->mem)
         r = create_dirty_log(vm);
+    /* Before the chips: with those there a change of slots waits for readers of the bus, 5 ms and more. */
     if (r == 0 && vm->mem)
         r = set_slots(vm, false);
+    if (r == 0)
+        r = create_chips(vm);
     if (r == 0)
         r = create_vcpus(vm);
     if (r == 0)

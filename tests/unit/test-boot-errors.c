@@ -242,6 +242,20 @@ static void build_no_segment(struct test_image *im)
     ((Elf64_Ehdr *)im->data)->e_phnum = 1;
 }
 
+/* With RAM on both sides of the hole, an error names both. */
+static void test_elf_large_guest(void **state)
+{
+    struct boot_attempt a;
+    struct test_image im;
+
+    build_elf64(&im);
+    le64_put(im.data + TEST_PHDR64(TEST_PHDR_DATA) + offsetof(Elf64_Phdr, p_paddr), MEM_HOLE_START - 1);
+    a = boot_attempt(&im, 6 * GiB, 0, NULL);
+    assert_refused(&a, -ENOSPC, "p_paddr 0xbfffffff, p_memsz 0x800 is outside of guest RAM, which is 0-0xc0000000 and "
+                                "0x100000000-0x1c0000000");
+    boot_attempt_clear(&a);
+}
+
 static void build_large_note(struct test_image *im)
 {
     build_elf64(im);
@@ -526,6 +540,7 @@ int main(void)
         cmocka_unit_test(test_bzimage_fields),    cmocka_unit_test(test_bzimage_fixed),
         cmocka_unit_test(test_bzimage_needs_memory), cmocka_unit_test(test_elf64_fields),
         cmocka_unit_test(test_elf32_fields),      cmocka_unit_test(test_elf_counts),
+        cmocka_unit_test(test_elf_large_guest),
         cmocka_unit_test(test_multiboot_fields),  cmocka_unit_test(test_multiboot_headers),
         cmocka_unit_test(test_multiboot_elf_entry), cmocka_unit_test(test_every_cut),
         cmocka_unit_test(test_cut_after_open),    cmocka_unit_test(test_initrd_too_large),
