@@ -10,7 +10,7 @@
 #include "ctl/format.h"
 #include "ctl/term.h"
 
-static void print_line(const char *prefix, const char *fmt, va_list ap)
+static void PRINTF_LIKE(2, 0) print_line(const char *prefix, const char *fmt, va_list ap)
 {
     char raw[1024], safe[4 * sizeof(raw) + 1];
 

@@ -107,7 +107,7 @@ static void load(const char *path)
     if (fd_read_file(path, 1 << 20, &text, NULL) < 0)
         die(path);
     for (line = strtok_r(text, "\n", &next); line; line = strtok_r(NULL, "\n", &next)) {
-        char *bigger;
+        char *bigger = NULL;
 
         line += strspn(line, " \t");
         if (!*line || *line == '#')
