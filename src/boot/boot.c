@@ -195,17 +195,6 @@ enum boot_protocol boot_image_protocol(const struct boot_image *image)
     return image->loader->protocol;
 }
 
-const char *boot_protocol_name(enum boot_protocol protocol)
-{
-    static const char *const names[] = {
-        [BOOT_LINUX64] = "64-bit Linux",
-        [BOOT_PVH] = "PVH",
-        [BOOT_MULTIBOOT] = "multiboot",
-    };
-
-    return names[protocol];
-}
-
 /* -- loading ------------------------------------------------------------------ */
 
 /* From the file straight to guest memory, which is claimed. */

@@ -44,8 +44,6 @@ int boot_open(const struct boot_config *config, char *error, struct boot_image *
 /* NULL is fine. */
 void boot_close(struct boot_image *image);
 enum boot_protocol boot_image_protocol(const struct boot_image *image);
-/* What people call the protocol: "64-bit Linux", "PVH", "multiboot". */
-const char *boot_protocol_name(enum boot_protocol protocol);
 
 /*
  * Write kernel, initrd, command line, memory map and ACPI tables into guest memory and say where vCPU 0 starts.

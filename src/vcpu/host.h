@@ -43,7 +43,7 @@ int host_probe_start(const char *kvm_path, struct host_probe **ret);
 int host_probe_wait(struct host_probe *probe, struct host_info *ret);
 void host_probe_free(struct host_probe *probe);
 
-/* Measure ring0_mips with a throw-away VM on an open /dev/kvm; under 20 ms. 0 or -errno, info unchanged. */
+/* Measure ring0_mips with a throw-away VM on an open /dev/kvm; about 10 ms. 0 or -errno, info unchanged. */
 int host_measure_ring0(int kvm_fd, struct host_info *info);
 
 /*

@@ -139,14 +139,17 @@ void state_kvm_clear(struct state_kvm *kvm)
 
 /* -- MSRs -- */
 
+/* struct kvm_msrs with room for entries. */
 struct msr_batch {
-    struct kvm_msrs head;
+    uint32_t count, pad;
     struct kvm_msr_entry entries[MSR_BATCH];
 };
 
+static_assert(offsetof(struct msr_batch, entries) == offsetof(struct kvm_msrs, entries), "what KVM takes for its own");
+
 static int get_msr(int fd, uint32_t index, uint64_t *ret)
 {
-    struct msr_batch b = {.head.nmsrs = 1, .entries[0].index = index};
+    struct msr_batch b = {.count = 1, .entries[0].index = index};
 
     if (ioctl(fd, KVM_GET_MSRS, &b) != 1)
         return -ENOENT;
@@ -166,7 +169,8 @@ static int capture_msrs(const struct state_kvm *kvm, int fd, struct vcpu_image *
         uint32_t n = MIN(kvm->msr_count - at, MSR_BATCH);
         int done;
 
-        b.head = (struct kvm_msrs){.nmsrs = n};
+        b.count = n;
+        b.pad = 0;
         for (uint32_t i = 0; i < n; i++)
             b.entries[i] = (struct kvm_msr_entry){.index = kvm->msrs[at + i]};
         done = CALL(fd, KVM_GET_MSRS, &b, f);
@@ -204,14 +208,14 @@ static int apply_msrs(int fd, const struct vcpu_image *im, struct state_failure 
         uint32_t n = 0;
         int done = 0;
 
-        b.head = (struct kvm_msrs){0};
+        b.pad = 0;
         for (uint32_t i = at; i < im->msr_count && n < MSR_BATCH; i++, n++)
             b.entries[n] = im->msrs[i];
         /* These two are set by themselves, at their time. */
         while ((uint32_t)done < n && b.entries[done].index != MSR_TSC && b.entries[done].index != MSR_TSC_DEADLINE)
             done++;
         n = (uint32_t)done;
-        b.head.nmsrs = n;
+        b.count = n;
         done = n ? CALL(fd, KVM_SET_MSRS, &b, f) : 0;
         if (done < 0)
             return done;
@@ -232,7 +236,7 @@ static int apply_msrs(int fd, const struct vcpu_image *im, struct state_failure 
 
 static int apply_one_msr(int fd, const struct vcpu_image *im, uint32_t index, struct state_failure *f)
 {
-    struct msr_batch b = {.head.nmsrs = 1};
+    struct msr_batch b = {.count = 1};
     const struct kvm_msr_entry *e = vcpu_image_msr(im, index);
     int r;
 

@@ -379,14 +379,15 @@ static void compare(struct saved *first, struct saved *later, uint64_t elapsed_n
 
 /* -- values that stand out, and garbage -- */
 
+/* struct kvm_msrs with one entry. */
 struct one_msr {
-    struct kvm_msrs head;
+    uint32_t count, pad;
     struct kvm_msr_entry entry;
 };
 
 static void set_msr(int fd, uint32_t index, uint64_t value)
 {
-    struct one_msr m = {{.nmsrs = 1}, {.index = index, .data = value}};
+    struct one_msr m = {.count = 1, .entry = {.index = index, .data = value}};
 
     assert_int_equal(ioctl(fd, KVM_SET_MSRS, &m), 1);
 }
