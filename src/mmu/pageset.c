@@ -10,8 +10,13 @@
 #include "base/bitmap.h"
 #include "base/util.h"
 
-/* Instructions that are not in the x86-64 base line; without them the same code is only slower. */
+/* Instructions that are not in the x86-64 base line; without them the same code is only slower. The choice is made by the
+ * dynamic linker, before gcc's thread sanitizer, whose calls are in that code too, is ready to be called. */
+#ifdef __SANITIZE_THREAD__
+#define FAST
+#else
 #define FAST __attribute__((target_clones("default,popcnt,avx2")))
+#endif
 
 /* 32 bytes: one AVX2 register, or two of SSE2. */
 typedef uint64_t vec __attribute__((vector_size(32)));
