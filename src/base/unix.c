@@ -71,6 +71,9 @@ int unix_listen(const char *path, mode_t mode, const char *group, struct unix_li
     struct stat st;
     int err;
 
+    /* An empty one would be taken for an abstract address. */
+    if (!path[0])
+        return -EINVAL;
     if (strlen(path) > UNIX_PATH_MAX_LEN)
         return -ENAMETOOLONG;
     strcpy(addr.sun_path, path);
@@ -97,6 +100,7 @@ void unix_listener_close(struct unix_listener *l)
 
     if (l->fd < 0)
         return;
+    /* The open socket keeps its inode's number from being used again. */
     if (lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
         unlink(l->path);
     l->fd = fd_close(l->fd);

@@ -73,7 +73,7 @@ struct ctl {
     const char *option[CTL_MAX_OPTIONS];
     char **args; /* what is left beyond options and VM */
     int arg_count;
-    bool runtime_dir_given, help;
+    bool runtime_dir_given, reply_timeout_given, help;
 };
 
 /* All of vmctl: parse, run, flush; the exit status. */

@@ -432,10 +432,12 @@ static void on_console_quit(void *opaque)
 
 int machine_start(struct machine *m)
 {
-    int r = vm_start(m->vm);
+    int r = check_paging(m);
 
-    if (r == 0)
-        r = check_paging(m);
+    if (r == 0) {
+        vm_set_dirty_buffered(m->vm, m->host.proven != HOST_PAGING_SHADOW);
+        r = vm_start(m->vm);
+    }
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);

@@ -129,7 +129,8 @@ static void test_bzimage_needs_memory(void **state)
 
     build_bzimage(&im);
     a = boot_attempt(&im, 4 * MiB, 0, NULL);
-    assert_refused(&a, -ENOSPC, "lowest address 0x200000, init_size 0x300000 is outside of guest RAM, which ends at 0x400000");
+    assert_refused(&a, -ENOSPC,
+                   "lowest address 0x200000, init_size 0x300000 is outside of guest RAM, which ends at 0x400000");
     boot_attempt_clear(&a);
     a = boot_attempt(&im, MiB, 0, NULL);
     assert_refused(&a, -ENOSPC, "outside of guest RAM, which ends at 0x100000");
@@ -168,8 +169,10 @@ static void test_elf64_fields(void **state)
         {PHDR64(TEST_PHDR_TEXT, p_memsz), UINT64_MAX, -EINVAL, "p_paddr 0x100000 with p_memsz 0xffffffffffffffff wraps"},
         {PHDR64(TEST_PHDR_DATA, p_memsz), UINT64_MAX - TEST_ELF_DATA_ADDR, -ENOSPC,
          "program header 2: p_paddr 0x200000, p_memsz 0xffffffffffdfffff is outside of guest RAM, which ends at 0x1000000"},
-        {PHDR64(TEST_PHDR_DATA, p_memsz), 14 * MiB + 1, -ENOSPC, "program header 2: p_paddr 0x200000, p_memsz 0xe00001 is outside"},
-        {PHDR64(TEST_PHDR_DATA, p_paddr), 0xe0000, -ENOSPC, "program header 2: p_paddr 0xe0000, p_memsz 0x800 overlaps the ACPI tables at 0xe0000-0x100000"},
+        {PHDR64(TEST_PHDR_DATA, p_memsz), 14 * MiB + 1, -ENOSPC,
+         "program header 2: p_paddr 0x200000, p_memsz 0xe00001 is outside"},
+        {PHDR64(TEST_PHDR_DATA, p_paddr), 0xe0000, -ENOSPC,
+         "program header 2: p_paddr 0xe0000, p_memsz 0x800 overlaps the ACPI tables at 0xe0000-0x100000"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0xff801, -ENOSPC, "overlaps the ACPI tables"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0x98fff, -ENOSPC, "overlaps the boot area at 0x90000-0x99000"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0x8f801, -ENOSPC, "overlaps the boot area"},
@@ -309,7 +312,8 @@ static void test_multiboot_fields(void **state)
         {TEST_MB_HEADER + 20, 4, UINT32_MAX, -EINVAL, "load_end_addr 0xffffffff is not within"},
         {TEST_MB_HEADER + 24, 4, TEST_MB_LOAD_ADDR + TEST_MB_LOAD_SIZE - 1, -EINVAL, "bss_end_addr 0x1017ff is below"},
         {TEST_MB_HEADER + 24, 4, 1, -EINVAL, "bss_end_addr 0x1 is below the end of what is loaded, 0x101800"},
-        {TEST_MB_HEADER + 24, 4, UINT32_MAX, -ENOSPC, "segment 0: load_addr 0x100000, size 0xffefffff is outside of guest RAM"},
+        {TEST_MB_HEADER + 24, 4, UINT32_MAX, -ENOSPC,
+         "segment 0: load_addr 0x100000, size 0xffefffff is outside of guest RAM"},
         {TEST_MB_HEADER + 28, 4, TEST_MB_LOAD_ADDR - 1, -EINVAL, "entry_addr 0xfffff is in none of the 1 loaded segments"},
         {TEST_MB_HEADER + 28, 4, TEST_MB_LOAD_ADDR + TEST_MB_LOAD_SIZE, -EINVAL, "entry_addr 0x101800 is in none"},
         {TEST_MB_HEADER + 8, 4, 0, -ENOEXEC, "not a bzImage, an ELF file or a multiboot image"},
