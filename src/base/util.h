@@ -30,6 +30,22 @@
 #define GiB (UINT64_C(1) << 30)
 
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
+/*
+ * A function compiled for several levels of the CPU, the best of which is chosen when the program starts. Only for static
+ * functions: clang 14 gives the clones of one that other files call a name of its own, which does not link. The thread
+ * sanitizer is not ready yet when the choice is made, so under it there are none.
+ */
+#if defined(__SANITIZE_THREAD__)
+#define TARGET_CLONES(...)
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TARGET_CLONES(...)
+#endif
+#endif
+#ifndef TARGET_CLONES
+#define TARGET_CLONES(...) __attribute__((target_clones(__VA_ARGS__)))
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
