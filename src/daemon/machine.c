@@ -571,16 +571,8 @@ struct vm *machine_vm(struct machine *m)
     return m->vm;
 }
 
-const struct host_info *machine_host(struct machine *m)
+const struct host_info *machine_host(const struct machine *m)
 {
-    int r;
-
-    /* The one thing that takes a VM of its own and time: only when somebody asks. */
-    if (m->host.ring0_mips == 0) {
-        r = host_measure_ring0(vm_kvm_fd(m->vm), &m->host);
-        if (r < 0)
-            log_warn_errno(r, "host: the speed of guest kernel code cannot be measured");
-    }
     return &m->host;
 }
 

@@ -66,8 +66,8 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
-/* What this host offers; the first call measures the speed of guest kernel code (some 20 ms). */
-const struct host_info *machine_host(struct machine *m);
+/* What this host offers, as it was found when the machine was made (but for ring0_mips, which nobody waits for). */
+const struct host_info *machine_host(const struct machine *m);
 struct event_base *machine_events(struct machine *m);
 
 #endif
