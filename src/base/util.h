@@ -30,24 +30,18 @@
 #define GiB (UINT64_C(1) << 30)
 
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
-/*
- * A function compiled for several levels of the CPU, the best of which is chosen when the program starts. Only for static
- * functions: clang 14 gives the clones of one that other files call a name of its own, which does not link. The thread
- * sanitizer is not ready yet when the choice is made, so under it there are none.
- */
-#if defined(__SANITIZE_THREAD__)
-#define TARGET_CLONES(...)
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TARGET_CLONES(...)
-#endif
-#endif
-#ifndef TARGET_CLONES
-#define TARGET_CLONES(...) __attribute__((target_clones(__VA_ARGS__)))
-#endif
-
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+
+/*
+ * CPU_CLONES("default,popcnt"): compile a function once for each, and take the one that the CPU can run; popcnt and AVX2 are
+ * not in the x86-64 base line. Not under sanitizers, which instrument the choice too, before they are ready for it.
+ */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || defined(__clang__)
+#define CPU_CLONES(targets)
+#else
+#define CPU_CLONES(targets) __attribute__((target_clones(targets)))
+#endif
 
 /* align must be a power of two. */
 static inline uint64_t align_down(uint64_t v, uint64_t align)

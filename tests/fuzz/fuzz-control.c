@@ -55,7 +55,7 @@ static void check_line(struct client *c)
 
     CHECK(c->len >= 2 && c->line[c->len - 2] == '\r');
     for (size_t i = 0; i < c->len - 2; i++)
-        CHECK(c->line[i] >= ' ' && c->line[i] <= '~');
+        CHECK(c->line[i] >= ' ' && c->line[i] <= 0x7f);
     c->line[c->len - 2] = '\0';
     o = json_tokener_parse(c->line);
     CHECK(json_object_is_type(o, json_type_object));

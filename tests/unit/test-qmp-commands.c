@@ -19,6 +19,7 @@
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-server-internal.h"
+#include "daemon/range-text.h"
 #include "qmp-harness.h"
 
 #define GENERIC "GenericError"
@@ -530,6 +531,58 @@ static void test_many_ranges(void **state)
     assert_int_equal(number(answer, "pages"), 262145);
 }
 
+/* Ranges as text against the same by printf. */
+static void test_range_text(void **state)
+{
+    struct range_text t = {0};
+    unsigned int seed = 20261122;
+    char want[64 * 50] = "";
+    uint64_t first = 0;
+
+    print_message("# seed %u\n", seed);
+    for (int i = 0; i < 64; i++) {
+        uint64_t count = (uint64_t)rand_r(&seed) >> (rand_r(&seed) % 31);
+        char one[64];
+
+        first += (uint64_t)rand_r(&seed) << (rand_r(&seed) % 30);
+        if (i % 8 == 7)
+            first = first / 1000 * 1000 + 999;
+        if (i == 60)
+            first = count = UINT64_MAX;
+        if (i == 61)
+            first = 7;
+        snprintf(one, sizeof(one), "%s[%llu,%llu]", i ? "," : "", (unsigned long long)first, (unsigned long long)count);
+        strcat(want, one);
+        assert_int_equal(range_text_reserve(&t, 1), 0);
+        range_text_add(&t, first, count);
+    }
+    assert_int_equal(t.len, strlen(want));
+    assert_memory_equal(t.data, want, t.len);
+    range_text_clear(&t);
+}
+
+/* An answer that is text carries an id as any other does. */
+static void test_ranges_id(void **state)
+{
+    static const char *const ids[] = {"1", "null", "{'a':['\xc3\xa9']}"};
+    struct env *e = *state;
+
+    json_object_put(call(e, "dirty-log-start", "{'name':'a'}"));
+    for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+        char request[256];
+        _cleanup_json_ json_t *answer = NULL, *id = json_tokener_parse(ids[i]);
+        json_t *got = json_object_new_int(-1), *first = got;
+
+        snprintf(request, sizeof(request),
+                 "{'execute':'dirty-log-snapshot','arguments':{'name':'a','format':'ranges','peek':true},'id':%s}", ids[i]);
+        answer = peer_call(e->p, request);
+        assert_true(json_object_object_get_ex(answer, "id", &got));
+        assert_true(json_object_equal(got, id));
+        json_object_put(first);
+        assert_int_equal(number(answer, "pages"), 0);
+    }
+}
+
 /* -- dirty rate -------------------------------------------------------------- */
 
 static json_t *wait_measured(struct env *e)
@@ -818,6 +871,8 @@ int main(void)
         TEST(test_query_dirty_log),
         TEST_LARGE(test_dirty_bitmap),
         TEST_LARGE(test_many_ranges),
+        cmocka_unit_test(test_range_text),
+        TEST(test_ranges_id),
         TEST(test_dirty_rate_bitmap),
         TEST(test_dirty_rate_sampling),
         TEST_RING(test_dirty_rate_ring),
