@@ -158,7 +158,8 @@ static void print_figure(const struct bench *b, const char *name, uint64_t dirty
 }
 
 /* One harvest of a bitmap log; the time of the clear is left out of *ret_get_us only. */
-static int harvest_bitmap(struct bench *b, int (*clear)(struct floor_vm *, uint64_t *), double *ret_us, double *ret_get_us)
+static int harvest_bitmap(struct bench *b, int (*clear)(struct floor_vm *, uint64_t *), double *ret_us,
+                          double *ret_get_us)
 {
     uint64_t t0 = floor_ns(), t1;
     int r = floor_get(&b->vm, b->bitmap);
@@ -397,7 +398,7 @@ static int run_script(struct bench *b, const char *path)
 
 static void usage(FILE *f)
 {
-    fprintf(f, "usage: %s [--memory SIZE] [--mode bitmap|ring] [--runs N] [--pattern P] [--dirty PAGES]... dirtier.elf\n"
+    fprintf(f, "usage: %s [--memory SIZE] [--mode bitmap|ring] [--runs N] [--pattern P] [--dirty N]... dirtier.elf\n"
                "       %s --script FILE [--memory SIZE] [--mode bitmap|ring] [--cmdline TEXT] dirtier.elf\n"
                "Costs of a dirty-log harvest, one JSON object a line; without --mode of both.\n"
                "A script has dirtier commands and `start`, `stop`, `harvest FILE`, one a line.\n",

@@ -1,6 +1,6 @@
 /*
- * The least that a request over a Unix stream socket costs: two processes, each in an epoll loop, send a message of about
- * the size of a query back and forth. Needs no KVM.
+ * The least that a request over a Unix stream socket costs: two processes, each in an epoll loop, send a message of
+ * about the size of a query back and forth. Needs no KVM.
  */
 #include "config.h"
 

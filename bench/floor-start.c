@@ -1,7 +1,7 @@
 /*
- * Time from the start of a process to the first output of its guest: of this program's own least VMM, or of any command
- * (`-- COMMAND ...`), measured the same way. A run begins right before the process is spawned and ends when the expected
- * text has come out of its standard output.
+ * Time from the start of a process to the first output of its guest: of this program's own least VMM, or of any
+ * command (`-- COMMAND ...`), measured the same way. A run begins right before the process is spawned and ends when
+ * the expected text has come out of its standard output.
  */
 #include "config.h"
 
@@ -30,7 +30,7 @@ static void usage(FILE *f)
     fprintf(f, "usage: %s [--memory SIZE] [--runs N] [--json] GUEST.elf\n"
                "       %s [--expect TEXT] [--runs N] [--json] -- COMMAND [ARG]...\n"
                "       %s --once [--memory SIZE] [--cmdline TEXT] GUEST.elf\n"
-               "Microseconds from process start to first guest output.\n"
+               "Microseconds from process start to first guest output (or to TEXT, default h).\n"
                "--once runs the guest, its serial output on standard output.\n",
             floor_name, floor_name, floor_name);
 }
@@ -191,7 +191,7 @@ int main(int argc, char **argv)
     static char default_memory[] = "64M", self[] = "/proc/self/exe", once[] = "--once", memory[] = "--memory";
     struct arguments a = {
         .config = {.ram = UINT64_C(64) << 20, .cmdline = "exit=0"},
-        .expect = "hello",
+        .expect = "h",
         .memory = default_memory,
         .runs = 10,
     };

@@ -1,10 +1,10 @@
 /*
- * A tiny VMM on raw KVM ioctls, for the programs that show what the least possible costs. It shares nothing with src/ on
- * purpose: what it measures and what it harvests is a second opinion.
+ * A tiny VMM on raw KVM ioctls, for the programs that show what the least possible costs. It shares nothing with src/
+ * on purpose: what it measures and what it harvests is a second opinion.
  *
- * One vCPU, one memory slot from guest physical 0 (at most 3 GiB), in-kernel interrupt controllers and PIT, an 8250 at
- * 0x3f8 and an exit port at 0xf4. Functions return 0 or -errno and say what failed on stderr, but for a missing KVM, which
- * ends the program with status 77.
+ * One vCPU, one memory slot from guest physical 0 (at most 3 GiB), in-kernel interrupt controllers and PIT, an 8250
+ * at 0x3f8 and an exit port at 0xf4. Functions return 0 or -errno and say what failed on stderr, but for a missing
+ * KVM, which ends the program with status 77.
  */
 #ifndef BENCH_FLOOR_H
 #define BENCH_FLOOR_H
@@ -16,7 +16,9 @@
 #include <linux/kvm.h>
 
 #define FLOOR_PAGE_SIZE 4096u
+#define FLOOR_RAM_MIN (UINT64_C(2) << 20)
 #define FLOOR_RAM_MAX (UINT64_C(3) << 30)
+#define FLOOR_START_INFO 0x6000u
 #define FLOOR_LINE_SIZE 512
 #define FLOOR_SKIP 77
 
@@ -64,12 +66,15 @@ uint64_t floor_ns(void);
 int floor_create(struct floor_vm *vm, const struct floor_config *config);
 void floor_destroy(struct floor_vm *vm);
 
+/* Load the guest; the PVH start info is at FLOOR_START_INFO. Part of floor_create(). */
+int floor_load(struct floor_vm *vm, const char *path, const char *cmdline, uint32_t *ret_entry);
+
 /* Run up to the next event (enum floor_event), or -errno. */
 int floor_run(struct floor_vm *vm);
 
 /*
- * Run until the guest has sent a whole line, stored in line[FLOOR_LINE_SIZE] without its end (cut when longer). on_full is
- * called for each full dirty ring. Returns 0, 1 when the guest ended first, or -errno.
+ * Run until the guest has sent a whole line, stored in line[FLOOR_LINE_SIZE] without its end (cut when longer).
+ * on_full is called for each full dirty ring. Returns 0, 1 when the guest ended first, or -errno.
  */
 int floor_read_line(struct floor_vm *vm, char *line, int (*on_full)(void *arg), void *arg);
 

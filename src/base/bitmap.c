@@ -20,8 +20,7 @@ void bitmap_or(uint64_t *dst, const uint64_t *src, size_t words)
         dst[i] |= src[i];
 }
 
-/* The popcnt instruction is not in the x86-64 base line; every CPU that has KVM's hardware has it. */
-__attribute__((target_clones("default,popcnt"))) uint64_t bitmap_count(const uint64_t *map, size_t words)
+CPU_CLONES("default,popcnt") uint64_t bitmap_count(const uint64_t *map, size_t words)
 {
     uint64_t n = 0;
 

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <systemd/sd-journal.h>
 
 #include "base/clock.h"
+#include "base/systemd.h"
 
 #define LOG_LINE_MAX 2048
 #define LOG_LIMIT_BURST 10
@@ -39,7 +39,7 @@ void log_init(const char *program, const char *vm)
 {
     snprintf(log_state.program, sizeof(log_state.program), "%s", program);
     snprintf(log_state.vm, sizeof(log_state.vm), "%s", vm ? vm : "");
-    log_state.journal = stderr_is_journal();
+    log_state.journal = stderr_is_journal() && systemd_journal_open();
 }
 
 void log_set_level(enum log_level level)
@@ -79,7 +79,7 @@ static void write_journal(enum log_level level, const char *text)
     iov[n++] = (struct iovec){ident, (size_t)snprintf(ident, sizeof(ident), "SYSLOG_IDENTIFIER=%s", log_state.program)};
     if (log_state.vm[0])
         iov[n++] = (struct iovec){vm, (size_t)snprintf(vm, sizeof(vm), "UMBRA_VM=%s", log_state.vm)};
-    sd_journal_sendv(iov, n);
+    systemd_journal(iov, n);
 }
 
 static void write_stderr(enum log_level level, const char *text)

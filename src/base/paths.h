@@ -4,8 +4,12 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #define VM_NAME_MAX 64
+
+/* Who may use the sockets besides the daemon's own user, where the group exists. */
+#define UMBRA_GROUP "umbra"
 
 /* A VM name: 1 to VM_NAME_MAX of [A-Za-z0-9._-], first letter or digit (it becomes a directory and a unit instance). */
 bool vm_name_valid(const char *name);
@@ -15,6 +19,12 @@ bool vm_name_valid(const char *name);
  * Writes into buf; -ENOENT when the user has no XDG_RUNTIME_DIR, -ENAMETOOLONG.
  */
 int paths_runtime_dir(const char *override, char *buf, size_t len);
+
+/*
+ * The number of a group in /etc/group; -ENOENT, or -errno of reading it. Not through NSS, which loads a handful of modules
+ * and files for one line: a system user's group is local.
+ */
+int paths_group_id(const char *group, gid_t *ret);
 
 /* DIR/NAME/FILE into buf; -ENAMETOOLONG. */
 int paths_vm_file(const char *dir, const char *name, const char *file, char *buf, size_t len);

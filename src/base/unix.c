@@ -3,11 +3,11 @@
 #include "base/unix.h"
 
 #include <errno.h>
-#include <grp.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "base/fd.h"
+#include "base/paths.h"
 #include "base/util.h"
 
 #define BACKLOG 16
@@ -49,10 +49,10 @@ static int bind_path(int fd, const struct sockaddr_un *addr, mode_t mode)
 
 static void give_to_group(const char *path, const char *group)
 {
-    const struct group *g = group ? getgrnam(group) : NULL;
+    gid_t gid;
 
     /* A user who is not in the group keeps the socket. */
-    if (g && lchown(path, (uid_t)-1, g->gr_gid) < 0)
+    if (group && paths_group_id(group, &gid) == 0 && lchown(path, (uid_t)-1, gid) < 0)
         return;
 }
 
@@ -71,6 +71,9 @@ int unix_listen(const char *path, mode_t mode, const char *group, struct unix_li
     struct stat st;
     int err;
 
+    /* An empty one would be taken for an abstract address. */
+    if (!path[0])
+        return -EINVAL;
     if (strlen(path) > UNIX_PATH_MAX_LEN)
         return -ENAMETOOLONG;
     strcpy(addr.sun_path, path);
@@ -97,6 +100,7 @@ void unix_listener_close(struct unix_listener *l)
 
     if (l->fd < 0)
         return;
+    /* The open socket keeps its inode's number from being used again. */
     if (lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
         unlink(l->path);
     l->fd = fd_close(l->fd);

@@ -107,8 +107,8 @@ void boot_file_name(const struct boot_file *file, char *buf, size_t len);
 
 void boot_plan_init(struct boot_plan *plan, const struct boot_image *image, struct mem *mem, char *error);
 /*
- * Take [start, start + size) for a piece of the kernel; -ENOSPC when it is not all RAM or somebody has it. Errors call
- * the two numbers by the given names.
+ * Take [start, start + size), not empty, for a piece of the kernel; -ENOSPC when it is not all RAM or somebody has it.
+ * Errors call the two numbers by the given names.
  */
 int boot_claim(struct boot_plan *plan, const struct boot_file *file, const char *name, const char *start_field,
                uint64_t start, const char *size_field, uint64_t size);

@@ -169,11 +169,7 @@ int boot_open(const struct boot_config *config, char *error, struct boot_image *
         return boot_fail(error, NULL, ENOMEM, "out of memory");
     image->kernel = (struct boot_file){.what = "kernel", .fd = -1};
     image->initrd = (struct boot_file){.what = "initrd", .fd = -1};
-    image->acpi = (struct acpi_config){
-        .cpus = config->cpus,
-        .mmio_devices = config->mmio_devices,
-        .mmio_device_count = config->mmio_device_count,
-    };
+    image->acpi = config->acpi;
     r = open_image(image, config, error);
     if (r < 0) {
         boot_close(image);
@@ -197,17 +193,6 @@ void boot_close(struct boot_image *image)
 enum boot_protocol boot_image_protocol(const struct boot_image *image)
 {
     return image->loader->protocol;
-}
-
-const char *boot_protocol_name(enum boot_protocol protocol)
-{
-    static const char *const names[] = {
-        [BOOT_LINUX64] = "64-bit Linux",
-        [BOOT_PVH] = "PVH",
-        [BOOT_MULTIBOOT] = "multiboot",
-    };
-
-    return names[protocol];
 }
 
 /* -- loading ------------------------------------------------------------------ */

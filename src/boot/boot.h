@@ -31,10 +31,7 @@ struct boot_config {
     const char *kernel;  /* path */
     const char *initrd;  /* path or NULL */
     const char *cmdline; /* or NULL */
-    unsigned int cpus;   /* 1 to VM_MAX_VCPUS */
-    /* Devices for the DSDT, at most ACPI_MAX_MMIO_DEVICES; the array must live as long as the image. */
-    const struct acpi_mmio_device *mmio_devices;
-    unsigned int mmio_device_count;
+    struct acpi_config acpi; /* what it points to must live as long as the image */
 };
 
 /*
@@ -47,8 +44,6 @@ int boot_open(const struct boot_config *config, char *error, struct boot_image *
 /* NULL is fine. */
 void boot_close(struct boot_image *image);
 enum boot_protocol boot_image_protocol(const struct boot_image *image);
-/* What people call the protocol: "64-bit Linux", "PVH", "multiboot". */
-const char *boot_protocol_name(enum boot_protocol protocol);
 
 /*
  * Write kernel, initrd, command line, memory map and ACPI tables into guest memory and say where vCPU 0 starts.

@@ -56,8 +56,7 @@ int boot_claim(struct boot_plan *plan, const struct boot_file *file, const char 
 {
     char what[112];
 
-    if (size == 0)
-        return 0;
+    assert(size > 0);
     snprintf(what, sizeof(what), "%s: %s 0x%llx, %s 0x%llx", name, start_field, (unsigned long long)start, size_field,
              (unsigned long long)size);
     if (!mem_is_ram(plan->mem, start, size))

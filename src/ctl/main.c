@@ -1,6 +1,8 @@
 #include "config.h"
 
-int main(void)
+#include "ctl/ctl.h"
+
+int main(int argc, char **argv)
 {
-    return 2;
+    return ctl_main(argc, argv);
 }

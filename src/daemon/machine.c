@@ -45,7 +45,7 @@ struct machine {
     struct device *devices[DEV_COUNT]; /* NULL where not wanted */
     enum run_state state;
     bool ended;
-    bool host_known;
+    struct host_probe *probe; /* under way, until the machine starts */
     struct host_info host;
 
     int request_fd;
@@ -284,7 +284,7 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .cpus = m->config->cpus,
+        .acpi = {.cpus = m->config->cpus},
     };
     char error[BOOT_ERROR_MAX];
     int r = boot_open(&config, error, &m->image);
@@ -326,19 +326,24 @@ static int create_request_event(struct machine *m)
     return 0;
 }
 
+static int create_memory(struct machine *m)
+{
+    struct mem_config config = {
+        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+
+    return mem_new(&config, &m->mem);
+}
+
 static int create_vm(struct machine *m)
 {
-    struct mem_config mem_config = {
-        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
-    struct vm_config vm_config = {
+    struct vm_config config = {
         .kvm_path = m->config->kvm_path,
         .cpus = m->config->cpus,
         .dirty_backend = m->config->dirty_log,
         .callbacks = {.on_exit = on_vcpu_exit, .opaque = m},
     };
-    int r = mem_new(&mem_config, &m->mem);
 
-    return r < 0 ? r : vm_new(&vm_config, m->mem, &m->vm);
+    return vm_new(&config, m->mem, &m->vm);
 }
 
 int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
@@ -363,6 +368,11 @@ int machine_new(const struct config *config, struct event_base *events, const st
     r = create_request_event(m);
     if (r == 0)
         r = open_image(m);
+    if (r == 0)
+        r = create_memory(m);
+    /* In a thread of its own, while the VM is made; the result is wanted in machine_start. */
+    if (r == 0)
+        r = host_probe_start(config->kvm_path, &m->probe);
     if (r == 0)
         r = create_vm(m);
     if (r == 0)
@@ -390,12 +400,29 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     chardev_free(m->console);
     vm_free(m->vm);
+    host_probe_free(m->probe);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
         event_free(m->request_event);
     fd_close(m->request_fd);
     free(m);
+}
+
+/* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
+static int check_paging(struct machine *m)
+{
+    int r = host_probe_wait(m->probe, &m->host);
+
+    if (m->config->paging == CONFIG_PAGING_ANY || (r == 0 && m->host.proven == HOST_PAGING_SHADOW))
+        return 0;
+    if (r < 0) {
+        log_err_errno(r, "paging: the host cannot be probed");
+        return r;
+    }
+    log_err("paging: KVM uses %s page tables here (%s); force shadow paging (kvm_amd npt=0, kvm_intel ept=0) or give --paging any",
+            m->host.proven == HOST_PAGING_TDP ? "nested" : "unknown", m->host.how);
+    return -ENOTSUP;
 }
 
 static void on_console_quit(void *opaque)
@@ -405,8 +432,12 @@ static void on_console_quit(void *opaque)
 
 int machine_start(struct machine *m)
 {
-    int r = vm_start(m->vm);
+    int r = check_paging(m);
 
+    if (r == 0) {
+        vm_set_dirty_buffered(m->vm, m->host.proven != HOST_PAGING_SHADOW);
+        r = vm_start(m->vm);
+    }
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
@@ -542,15 +573,13 @@ struct vm *machine_vm(struct machine *m)
 
 const struct host_info *machine_host(struct machine *m)
 {
-    /* Once, when somebody asks: the probe makes a VM of its own, which a start should not wait for. */
-    if (!m->host_known) {
-        int r = host_probe(m->config->kvm_path, &m->host);
+    int r;
 
-        if (r < 0) {
-            log_warn_errno(r, "%s: cannot be probed", m->config->kvm_path);
-            m->host = (struct host_info){0};
-        }
-        m->host_known = true;
+    /* The one thing that takes a VM of its own and time: only when somebody asks. */
+    if (m->host.ring0_mips == 0) {
+        r = host_measure_ring0(vm_kvm_fd(m->vm), &m->host);
+        if (r < 0)
+            log_warn_errno(r, "host: the speed of guest kernel code cannot be measured");
     }
     return &m->host;
 }

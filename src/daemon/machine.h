@@ -66,7 +66,7 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
-/* What host_probe finds; the first call probes (tens of milliseconds). */
+/* What this host offers; the first call measures the speed of guest kernel code (some 20 ms). */
 const struct host_info *machine_host(struct machine *m);
 struct event_base *machine_events(struct machine *m);
 

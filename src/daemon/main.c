@@ -6,14 +6,15 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <systemd/sd-daemon.h>
 
 #include "base/log.h"
+#include "base/systemd.h"
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
+#include "vcpu/host.h"
 
 #define EXIT_HOST 1
 #define EXIT_USAGE 2
@@ -121,7 +122,7 @@ static int start(struct daemon *d)
 
 static void finish(struct daemon *d)
 {
-    sd_notify(0, "STOPPING=1");
+    systemd_notify("STOPPING=1");
     if (d->qmp)
         qmp_server_flush(d->qmp, FLUSH_MS);
     qmp_server_free(d->qmp);
@@ -141,7 +142,7 @@ static int run(struct daemon *d)
     if (r < 0) {
         d->status = EXIT_HOST;
     } else {
-        sd_notify(0, "READY=1");
+        systemd_notify("READY=1");
         event_base_loop(d->events, EVLOOP_NO_EXIT_ON_EMPTY);
     }
     finish(d);

@@ -4,17 +4,6 @@
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
 
-static const char *paging_name(enum host_paging paging)
-{
-    static const char *const names[] = {
-        [HOST_PAGING_UNKNOWN] = "unknown",
-        [HOST_PAGING_SHADOW] = "shadow",
-        [HOST_PAGING_TDP] = "tdp",
-    };
-
-    return names[paging];
-}
-
 static void add_verdict(json_t *list, const char *what, bool good, const char *text)
 {
     json_t *v = json_object_new_object();
@@ -55,9 +44,9 @@ json_t *qmp_query_host(struct qmp_request *req)
     json_t *answer = json_object_new_object(), *paging = json_object_new_object();
     json_t *kernel = json_object_new_object(), *kvm = json_object_new_object();
 
-    json_add_str(paging, "mode", paging_name(h->proven != HOST_PAGING_UNKNOWN ? h->proven : h->by_module));
-    json_add_str(paging, "by-module", paging_name(h->by_module));
-    json_add_str(paging, "proven", paging_name(h->proven));
+    json_add_str(paging, "mode", host_paging_name(h->proven != HOST_PAGING_UNKNOWN ? h->proven : h->by_module));
+    json_add_str(paging, "by-module", host_paging_name(h->by_module));
+    json_add_str(paging, "proven", host_paging_name(h->proven));
     json_add_str(paging, "how", h->how);
     json_add_bool(kernel, "emulated", h->ring0_emulated);
     json_add_double(kernel, "mips", h->ring0_mips);

@@ -12,9 +12,9 @@
 
 #include "base/clock.h"
 #include "base/list.h"
+#include "base/unix.h"
 #include "daemon/qmp-frame.h"
 #include "daemon/qmp-server.h"
-#include "daemon/socket-file.h"
 
 /* Control and read-only control socket. */
 #define QMP_MAX_LISTENERS 2
@@ -27,7 +27,7 @@
 
 struct qmp_listener {
     struct qmp_server *server;
-    struct socket_file file;
+    struct unix_listener file;
     struct event event;
     bool read_only;
 };

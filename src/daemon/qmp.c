@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/util.h"
 
 /* What of a client's text is repeated in an error. */
@@ -223,7 +224,9 @@ static const struct qmp_command *find_allowed(const struct qmp_session *session,
     return cmd;
 }
 
-static json_t *run(struct qmp_session *session, const json_t *request, int *ret_fd, struct qmp_error *ret_error)
+/* The value of "return" or, with NULL, *answer's text or *ret_error. */
+static json_t *run(struct qmp_session *session, const json_t *request, struct qmp_answer *answer,
+                   struct qmp_error *ret_error)
 {
     struct qmp_request req = {.context = session->context, .read_only = session->read_only, .reply_fd = -1};
     const struct qmp_command *cmd;
@@ -239,7 +242,9 @@ static json_t *run(struct qmp_session *session, const json_t *request, int *ret_
     value = cmd->run(&req);
     if (req.error.set)
         *ret_error = req.error;
-    *ret_fd = req.reply_fd;
+    answer->fd = req.reply_fd;
+    answer->text = req.text;
+    answer->text_len = req.text_len;
     /* qmp_capabilities is the only command that gets here before. */
     if (value)
         session->negotiated = true;
@@ -251,25 +256,41 @@ struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *
     struct qmp_answer answer = {.fd = -1};
     struct qmp_error error = {.class = QMP_GENERIC_ERROR, .desc = "out of memory"};
     _cleanup_json_ json_t *request = NULL;
-    json_t *value = NULL, *id;
+    json_t *value = NULL, *id = NULL;
+    bool is_object;
 
     json_tokener_reset(tokener);
     request = json_tokener_parse_ex(tokener, text, (int)len);
+    is_object = json_object_is_type(request, json_type_object);
     if (!request)
         qmp_error_set(&error, QMP_GENERIC_ERROR, "JSON parse error, %s",
                       json_tokener_error_desc(json_tokener_get_error(tokener)));
-    else if (!json_object_is_type(request, json_type_object))
+    else if (!is_object)
         qmp_error_set(&error, QMP_GENERIC_ERROR, "QMP input must be a JSON object");
     else
-        value = run(session, request, &answer.fd, &error);
+        value = run(session, request, &answer, &error);
 
+    answer.has_id = is_object && json_object_object_get_ex(request, "id", &id);
+    if (answer.text) {
+        answer.id = json_object_get(id);
+        return answer;
+    }
     if (value) {
         answer.object = json_object_new_object();
         json_add(answer.object, "return", value);
     } else {
         answer.object = qmp_error_object(error.class, error.desc);
     }
-    if (json_object_is_type(request, json_type_object) && json_object_object_get_ex(request, "id", &id))
+    if (answer.has_id)
         json_add(answer.object, "id", json_object_get(id));
     return answer;
+}
+
+void qmp_answer_clear(struct qmp_answer *answer)
+{
+    json_object_put(answer->object);
+    json_object_put(answer->id);
+    free(answer->text);
+    fd_close(answer->fd);
+    *answer = (struct qmp_answer){.fd = -1};
 }

@@ -57,6 +57,9 @@ struct qmp_request {
     const json_t *args; /* checked against the command's spec; NULL when none were given (the readers take that) */
     /* Out: a descriptor to pass with the answer (SCM_RIGHTS), owned by the server from then on; -1 for none. */
     int reply_fd;
+    /* Out: the value of "return" as JSON text in ASCII, for what is too large for objects; the server frees it. */
+    char *text;
+    size_t text_len;
     struct qmp_error error;
 };
 
@@ -69,7 +72,10 @@ struct qmp_command {
     unsigned int flags;
     const struct qmp_arg *args; /* ends with a NULL name; NULL for none */
     const char *help; /* one sentence, as the manual has it */
-    /* The value of "return" (consumed by the server), or NULL with req->error set. Main thread; must not wait for a guest. */
+    /*
+     * The value of "return" (consumed by the server), or NULL with req->error or req->text set. Main thread; must not wait
+     * for a guest.
+     */
     json_t *(*run)(struct qmp_request *req);
 };
 
@@ -88,11 +94,17 @@ struct qmp_session {
     bool negotiated;
 };
 
-/* An answer: one object, the caller's to put (NULL when out of memory), and a descriptor to pass with it or -1. */
+/* An answer, all of it the caller's: one object (NULL when out of memory), or the value of "return" and the id. */
 struct qmp_answer {
     json_t *object;
-    int fd;
+    char *text; /* text_len bytes, NULL for none */
+    size_t text_len;
+    json_t *id; /* with text; NULL for none (which is not JSON's null: see has_id) */
+    bool has_id;
+    int fd; /* to pass with it, or -1 */
 };
+
+void qmp_answer_clear(struct qmp_answer *answer);
 
 /*
  * Carry out one request, the text of one JSON object or array that qmp_frame_scan cut out (which checked its

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -27,9 +26,9 @@ static int make_dir(const char *path, mode_t mode)
     int r;
 
     if (mkdir(path, mode) == 0) {
-        const struct group *g = getgrnam("umbra");
+        gid_t gid;
 
-        if (g && geteuid() == 0 && chown(path, (uid_t)-1, g->gr_gid) < 0)
+        if (geteuid() == 0 && paths_group_id(UMBRA_GROUP, &gid) == 0 && chown(path, (uid_t)-1, gid) < 0)
             log_warn_errno(errno, "%s: cannot give it to group umbra", path);
         return 0;
     }

@@ -66,7 +66,7 @@ struct chardev {
     uint8_t *ring;    /* NULL for the null kind */
     uint32_t ring_size;
     uint64_t written; /* bytes since the start: the ring holds the last ring_size of them */
-    uint64_t flushed; /* what `written` was at the last flush */
+    uint64_t flushed; /* up to here the main loop has offered them to all streams */
     uint64_t seen;    /* up to here somebody got them */
     uint64_t dropped; /* see chardev_dropped, which adds what has not been noticed yet */
     unsigned int ready;                  /* streams that take output now */

@@ -10,9 +10,9 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/paths.h"
 #include "base/unix.h"
 
-#define GROUP "umbra"
 
 struct console {
     struct unix_listener listener;
@@ -240,7 +240,7 @@ int chardev_socket_init(struct chardev *c, const char *path)
     c->path = strdup(path);
     if (!c->path)
         return -ENOMEM;
-    err = unix_listen(path, 0660, GROUP, &console->listener);
+    err = unix_listen(path, 0660, UMBRA_GROUP, &console->listener);
     if (err < 0) {
         log_listen_error(path, err);
         return err;

@@ -39,9 +39,12 @@ static struct {
 
 /* -- the terminal -- */
 
+/* Also when there is no job control: the terminal is not the controlling one of our session. */
 static bool in_foreground(void)
 {
-    return tcgetpgrp(STDIN_FILENO) == getpgrp();
+    pid_t foreground = tcgetpgrp(STDIN_FILENO);
+
+    return foreground < 0 || foreground == getpgrp();
 }
 
 static void terminal_restore(void)

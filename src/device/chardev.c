@@ -80,18 +80,29 @@ static bool has_output(const struct chardev *c)
     return false;
 }
 
+/*
+ * How much may be written: what the stream that the guest waits for has sent is free; else, while there are streams that
+ * take output, what the main loop has looked at. So a client that reads loses nothing, and one that does not holds
+ * nobody up.
+ */
+static size_t ring_room(const struct chardev *c)
+{
+    if (c->holder)
+        return c->ring_size - (size_t)(c->written - c->holder->pos);
+    return c->ready ? c->ring_size - (size_t)(c->written - c->flushed) : SIZE_MAX;
+}
+
 /* -- writers -- */
 
 size_t chardev_write(struct chardev *c, const uint8_t *data, size_t len)
 {
-    size_t n = len;
     bool wake;
+    size_t n;
 
     if (!c->ring)
         return len;
     pthread_mutex_lock(&c->lock);
-    if (c->holder)
-        n = MIN(n, (size_t)(c->ring_size - (c->written - c->holder->pos)));
+    n = MIN(len, ring_room(c));
     ring_put(c, data, n);
     c->starved |= n < len;
     wake = c->ready > 0 && (!c->awake || n < len);
@@ -160,6 +171,30 @@ static ssize_t stream_send(const struct chardev_stream *s, const void *buf, size
     return n < 0 ? -errno : n;
 }
 
+/* The guest may be waiting for room, and there may be some now. Without the lock. */
+static void notify_writable(struct chardev *c)
+{
+    bool notify;
+
+    pthread_mutex_lock(&c->lock);
+    notify = c->starved && ring_room(c) >= c->ring_size / 2;
+    if (notify)
+        c->starved = false;
+    pthread_mutex_unlock(&c->lock);
+    if (notify && c->handler.on_writable)
+        c->handler.on_writable(c->handler.opaque);
+}
+
+/* Count one more or less of the streams that take output. Under the lock. */
+static void count_ready(struct chardev *c, bool more)
+{
+    /* The first one is flushed by whoever adds it. */
+    if (more && c->ready++ == 0)
+        c->flushed = c->written;
+    else if (!more)
+        c->ready--;
+}
+
 static void stream_set_blocked(struct chardev_stream *s, bool blocked)
 {
     struct chardev *c = s->chardev;
@@ -172,22 +207,9 @@ static void stream_set_blocked(struct chardev_stream *s, bool blocked)
         event_del(s->out_event);
     pthread_mutex_lock(&c->lock);
     s->blocked = blocked;
-    c->ready += blocked ? -1u : 1u;
+    count_ready(c, !blocked);
     pthread_mutex_unlock(&c->lock);
-}
-
-/* The guest may be waiting for room, and there is some now. Without the lock. */
-static void notify_writable(struct chardev *c)
-{
-    bool notify;
-
-    pthread_mutex_lock(&c->lock);
-    notify = c->starved && (!c->holder || c->written - c->holder->pos <= c->ring_size / 2);
-    if (notify)
-        c->starved = false;
-    pthread_mutex_unlock(&c->lock);
-    if (notify && c->handler.on_writable)
-        c->handler.on_writable(c->handler.opaque);
+    notify_writable(c);
 }
 
 static void stream_advance(struct chardev_stream *s, size_t n)
@@ -290,12 +312,17 @@ static void stream_flush(struct chardev_stream *s)
 static void flush_all(struct chardev *c)
 {
     struct chardev_stream *s;
+    uint64_t until;
 
     pthread_mutex_lock(&c->lock);
-    c->flushed = c->written;
+    until = c->written;
     pthread_mutex_unlock(&c->lock);
     list_for_each(s, &c->streams, node)
         stream_flush(s);
+    pthread_mutex_lock(&c->lock);
+    c->flushed = MAX(c->flushed, until);
+    pthread_mutex_unlock(&c->lock);
+    notify_writable(c);
 }
 
 /* -- input -- */
@@ -515,7 +542,7 @@ static void stream_begin_output(struct chardev_stream *s)
     if (!has_output(c))
         ring_catch_up(c, &c->seen);
     s->pos = ring_oldest(c);
-    c->ready++;
+    count_ready(c, true);
     if (c->backend->lossless)
         c->holder = s;
     pthread_mutex_unlock(&c->lock);
@@ -560,11 +587,12 @@ void chardev_stream_end_output(struct chardev_stream *s)
     s->out_event = NULL;
     pthread_mutex_lock(&c->lock);
     ring_catch_up(c, &s->pos);
-    c->ready -= !s->blocked;
+    if (!s->blocked)
+        count_ready(c, false);
+    s->blocked = false;
     if (c->holder == s)
         c->holder = NULL;
     pthread_mutex_unlock(&c->lock);
-    s->blocked = false;
     if (s->in_fd != s->out_fd)
         fd_close(s->out_fd);
     s->out_fd = -1;

@@ -10,13 +10,7 @@
 #include "base/bitmap.h"
 #include "base/util.h"
 
-/* Instructions that are not in the x86-64 base line; without them the same code is only slower. The choice is made by the
- * dynamic linker, before gcc's thread sanitizer, whose calls are in that code too, is ready to be called. */
-#ifdef __SANITIZE_THREAD__
-#define FAST
-#else
-#define FAST __attribute__((target_clones("default,popcnt,avx2")))
-#endif
+#define FAST CPU_CLONES("default,popcnt,avx2")
 
 /* 32 bytes: one AVX2 register, or two of SSE2. */
 typedef uint64_t vec __attribute__((vector_size(32)));
@@ -134,7 +128,7 @@ static inline __attribute__((always_inline)) bool group_empty(const uint64_t *wo
     return (a[0] | a[1] | a[2] | a[3]) == 0;
 }
 
-FAST size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+FAST static size_t scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
 {
     for (size_t group = from; group < end; group++) {
         const uint64_t *words = group_words(set, group);
@@ -148,4 +142,10 @@ FAST size_t page_set_scan_group(const struct page_set *set, size_t from, size_t 
         return group;
     }
     return end;
+}
+
+/* Clang 14 gives clones of a function that other files call a name of its own, so only static ones have clones. */
+size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+{
+    return scan_group(set, from, end, ret_pages);
 }

@@ -1,4 +1,10 @@
-/* What this host's KVM offers, found by asking and by measuring: for query-host, --check-host and the refusal to start. */
+/*
+ * What this host's KVM offers, found by asking and by measuring: for query-host, --check-host and the refusal to start.
+ *
+ * Paging is proved, as parameters can lie: a throw-away VM with paging on executes INVLPGs, which leave the guest only
+ * where KVM keeps shadow page tables, and the vCPU's statistics tell how many did. That VM costs 1 to 3 ms, mostly
+ * waiting for the kernel; so a start does it in a thread of its own while it makes the real VM (host_probe_start).
+ */
 #ifndef UMBRA_VCPU_HOST_H
 #define UMBRA_VCPU_HOST_H
 
@@ -15,15 +21,37 @@ struct host_info {
     char module[32];            /* kvm_pvm, kvm_amd, kvm_intel, or "" */
     enum host_paging by_module; /* what the module and its parameter say */
     enum host_paging proven;    /* what the INVLPG probe showed */
-    char how[96];               /* e.g. "kvm_amd npt=N; 10 INVLPG exited 10 times" */
-    bool ring0_emulated;        /* guest kernel code is emulated */
-    double ring0_mips;          /* measured, millions of guest kernel instructions a second */
+    char how[128];              /* e.g. "kvm_amd npt=N; 10 of 10 INVLPGs exited", or why nothing is known */
+    bool ring0_emulated;        /* guest kernel code is emulated; false too where that cannot be found out */
+    double ring0_mips;          /* millions of guest kernel instructions a second; 0 until measured */
     int api_version;
-    bool dirty_ring, manual_dirty_log, stats_fd, userfaultfd;
     unsigned int max_vcpus;
+    bool dirty_ring, manual_dirty_log, stats_fd;
+    bool userfaultfd; /* missing pages and write protection, of shared memory, also when KVM touches it */
 };
 
-/* Ask and measure (a throw-away VM; under 50 ms). -errno of opening KVM; other failures leave their fields unknown. */
+/* Everything, ring-0 speed included; under 50 ms. 0, or -errno of opening KVM; other failures leave their fields unknown. */
 int host_probe(const char *kvm_path, struct host_info *ret);
 
+/*
+ * The same but for ring0_mips, in a thread: start it (0, or -errno of making the thread), wait for the result (as
+ * host_probe), free it. The result is there before the throw-away VM is gone, which takes as long again: free it when
+ * there is time. kvm_path is copied; wait and free are for the thread that started it; free without wait is fine.
+ */
+struct host_probe;
+int host_probe_start(const char *kvm_path, struct host_probe **ret);
+int host_probe_wait(struct host_probe *probe, struct host_info *ret);
+void host_probe_free(struct host_probe *probe);
+
+/* Measure ring0_mips with a throw-away VM on an open /dev/kvm; about 10 ms. 0 or -errno, info unchanged. */
+int host_measure_ring0(int kvm_fd, struct host_info *info);
+
+/*
+ * Find the module that serves /dev/kvm and what its parameter says: module, by_module and how. `dir` is /sys/module but
+ * for tests.
+ */
+void host_read_module(const char *dir, struct host_info *info);
+
+/* "shadow", "tdp" or "unknown". */
+const char *host_paging_name(enum host_paging paging);
 #endif

@@ -66,7 +66,7 @@ int chip_image_get(struct chip_image *im, struct state_reader *r);
 /* What of the VM's KVM the functions below need to know. */
 struct state_kvm {
     int vm_fd;
-    bool sregs2, xcrs, tsc_khz, nested, clock_ctrl;
+    bool sregs2, xcrs, tsc_khz, tsc_scaling, nested, clock_ctrl;
     bool tsc_offset;     /* the TSC's offset can be set by itself */
     size_t xsave_len;    /* bytes of KVM's XSAVE area */
     size_t nested_len;   /* most bytes of nested state, 0 without */

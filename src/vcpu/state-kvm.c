@@ -22,6 +22,9 @@
 /* How many MSRs KVM takes at once. */
 #define MSR_BATCH 256u
 
+/* KVM itself does not scale the TSC for less. */
+#define TSC_TOLERANCE_PPM 250
+
 /* Bits of CPUID that KVM itself changes while a guest runs, with what the guest puts into CR4, XCR0 and the like. */
 struct runtime_bits {
     uint32_t function, index, eax, ebx, ecx, edx;
@@ -112,6 +115,7 @@ int state_kvm_init(struct state_kvm *kvm, int kvm_fd, int vm_fd, int vcpu_fd, st
         .sregs2 = extension(vm_fd, KVM_CAP_SREGS2),
         .xcrs = extension(vm_fd, KVM_CAP_XCRS),
         .tsc_khz = extension(vm_fd, KVM_CAP_GET_TSC_KHZ),
+        .tsc_scaling = extension(vm_fd, KVM_CAP_TSC_CONTROL),
         .clock_ctrl = extension(vm_fd, KVM_CAP_KVMCLOCK_CTRL),
         .tsc_offset = ioctl(vcpu_fd, KVM_HAS_DEVICE_ATTR, &tsc) == 0,
         .xsave_len = MAX((size_t)extension(vm_fd, KVM_CAP_XSAVE2), sizeof(struct kvm_xsave)),
@@ -135,14 +139,17 @@ void state_kvm_clear(struct state_kvm *kvm)
 
 /* -- MSRs -- */
 
+/* struct kvm_msrs with room for entries. */
 struct msr_batch {
-    struct kvm_msrs head;
+    uint32_t count, pad;
     struct kvm_msr_entry entries[MSR_BATCH];
 };
 
+static_assert(offsetof(struct msr_batch, entries) == offsetof(struct kvm_msrs, entries), "what KVM takes for its own");
+
 static int get_msr(int fd, uint32_t index, uint64_t *ret)
 {
-    struct msr_batch b = {.head.nmsrs = 1, .entries[0].index = index};
+    struct msr_batch b = {.count = 1, .entries[0].index = index};
 
     if (ioctl(fd, KVM_GET_MSRS, &b) != 1)
         return -ENOENT;
@@ -162,7 +169,8 @@ static int capture_msrs(const struct state_kvm *kvm, int fd, struct vcpu_image *
         uint32_t n = MIN(kvm->msr_count - at, MSR_BATCH);
         int done;
 
-        b.head = (struct kvm_msrs){.nmsrs = n};
+        b.count = n;
+        b.pad = 0;
         for (uint32_t i = 0; i < n; i++)
             b.entries[i] = (struct kvm_msr_entry){.index = kvm->msrs[at + i]};
         done = CALL(fd, KVM_GET_MSRS, &b, f);
@@ -200,14 +208,14 @@ static int apply_msrs(int fd, const struct vcpu_image *im, struct state_failure 
         uint32_t n = 0;
         int done = 0;
 
-        b.head = (struct kvm_msrs){0};
+        b.pad = 0;
         for (uint32_t i = at; i < im->msr_count && n < MSR_BATCH; i++, n++)
             b.entries[n] = im->msrs[i];
         /* These two are set by themselves, at their time. */
         while ((uint32_t)done < n && b.entries[done].index != MSR_TSC && b.entries[done].index != MSR_TSC_DEADLINE)
             done++;
         n = (uint32_t)done;
-        b.head.nmsrs = n;
+        b.count = n;
         done = n ? CALL(fd, KVM_SET_MSRS, &b, f) : 0;
         if (done < 0)
             return done;
@@ -228,7 +236,7 @@ static int apply_msrs(int fd, const struct vcpu_image *im, struct state_failure 
 
 static int apply_one_msr(int fd, const struct vcpu_image *im, uint32_t index, struct state_failure *f)
 {
-    struct msr_batch b = {.head.nmsrs = 1};
+    struct msr_batch b = {.count = 1};
     const struct kvm_msr_entry *e = vcpu_image_msr(im, index);
     int r;
 
@@ -252,17 +260,22 @@ static struct kvm_cpuid2 *cpuid_table(uint32_t entries)
 
 static int get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
 {
+    static const struct kvm_cpuid_entry2 nothing;
     struct kvm_cpuid2 *t = cpuid_table(VCPU_MAX_CPUID);
     int r;
 
     if (!t)
         return fail(f, -ENOMEM, "CPUID");
     r = CALL(fd, KVM_GET_CPUID2, t, f);
-    if (r < 0)
+    if (r < 0) {
         free(t);
-    else
-        *ret = t;
-    return r;
+        return r;
+    }
+    /* Up to Linux 6.3 KVM does not say how many it filled in. */
+    while (t->nent > 0 && memcmp(&t->entries[t->nent - 1], &nothing, sizeof(nothing)) == 0)
+        t->nent--;
+    *ret = t;
+    return 0;
 }
 
 static int capture_cpuid(int fd, struct vcpu_image *im, struct state_failure *f)
@@ -513,9 +526,10 @@ static int apply_tsc_khz(const struct state_kvm *kvm, int fd, const struct vcpu_
     now = CALL(fd, KVM_GET_TSC_KHZ, NULL, f);
     if (now < 0)
         return now;
-    if ((uint32_t)now == im->tsc_khz)
+    if (llabs((long long)im->tsc_khz - now) * 1000000 <= (long long)now * TSC_TOLERANCE_PPM)
         return 0;
-    if (ioctl(fd, KVM_SET_TSC_KHZ, (unsigned long)im->tsc_khz) == 0)
+    /* Without scaling KVM takes a higher frequency and drags the TSC after it in jumps: no guest should live with that. */
+    if (kvm->tsc_scaling && ioctl(fd, KVM_SET_TSC_KHZ, (unsigned long)im->tsc_khz) == 0)
         return 0;
     snprintf(f->text, sizeof(f->text), "tsc_khz: the host runs at %d and cannot give %u", now, im->tsc_khz);
     return -ENOTSUP;

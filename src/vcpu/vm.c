@@ -180,7 +180,7 @@ static int dirty_kick_vcpus(void *opaque)
 {
     struct vm *vm = opaque;
 
-    for (unsigned int i = 0; i < vm->cpus; i++) {
+    for (unsigned int i = 0; vm->dirty_buffered && i < vm->cpus; i++) {
         struct vcpu *vcpu = vm->vcpus[i];
         unsigned int entered = atomic_load(&vcpu->entries);
 
@@ -310,14 +310,15 @@ static int build(struct vm *vm)
         return r;
     }
     r = check_capabilities(vm);
-    if (r == 0)
-        r = create_chips(vm);
     if (r == 0 && vm->mem)
         r = enable_dirty_backend(vm);
     if (r == 0 && vm->mem)
         r = create_dirty_log(vm);
+    /* Before the chips: with those there a change of slots waits for readers of the bus, 5 ms and more. */
     if (r == 0 && vm->mem)
         r = set_slots(vm, false);
+    if (r == 0)
+        r = create_chips(vm);
     if (r == 0)
         r = create_vcpus(vm);
     if (r == 0)
@@ -543,6 +544,11 @@ void vm_irq_line(struct vm *vm, unsigned int gsi, int level)
     /* KVM refuses only a line that does not exist, and the lines are ours. */
     if (ioctl(vm->fd, KVM_IRQ_LINE, &arg) < 0)
         log_warn_limited("irq %u: cannot set level %d", gsi, level);
+}
+
+void vm_set_dirty_buffered(struct vm *vm, bool on)
+{
+    vm->dirty_buffered = on;
 }
 
 struct bus *vm_bus(struct vm *vm)

@@ -71,6 +71,12 @@ int vm_fd(const struct vm *vm);
 int vm_kvm_fd(const struct vm *vm);
 struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
 
+/*
+ * Say whether the CPU may hold back dirty pages until a vCPU leaves the guest (page-modification logging, which goes with
+ * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. Before vm_start.
+ */
+void vm_set_dirty_buffered(struct vm *vm, bool on);
+
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);
 

@@ -74,7 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mem_config = (struct mem_config){.size = (data[0] % MEM_MIB_MAX + 1u) * MiB};
     memset(cmdline, 'c', data[1] * 16u);
     cmdline[data[1] * 16u] = '\0';
-    config.cpus = data[3] % VM_MAX_VCPUS + 1u;
+    config.acpi.cpus = data[3] % VM_MAX_VCPUS + 1u;
     kernel_fd = make_file(data + SETTINGS, size - SETTINGS, size - SETTINGS, kernel, sizeof(kernel));
     if (data[2]) {
         initrd_fd = make_file("", 0, (size_t)data[2] * INITRD_UNIT, initrd, sizeof(initrd));

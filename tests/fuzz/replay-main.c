@@ -41,7 +41,7 @@ static int replay_dir(const char *dir)
     }
     printf("1..%d\n", count);
     for (int i = 0; i < count; i++) {
-        char path[4096];
+        char path[4096 + sizeof(names[i]->d_name)];
 
         snprintf(path, sizeof(path), "%s/%s", dir, names[i]->d_name);
         /* Before it runs, so that the input that kills the target is known. */

@@ -1,10 +1,10 @@
 /*
- * Many virtual mappings of few frames, so that a reverse mapping can be held against what the guest's tables say. The set
- * follows from the options (README.md has the rule) and can be printed, read from the tables themselves.
+ * Many virtual mappings of few frames, so that a reverse mapping can be held against what the guest's tables say. The
+ * set follows from the options (README.md has the rule) and can be printed, read from the tables themselves.
  *
- * Root r maps, at WINDOW_BASE + (a * FRAMES + f) * 4K, for alias a and slot f, frame (f + r + shift) mod FRAMES; and at
- * HUGE_BASE + h * 2M, for huge alias h, the 2M block (h + r + shift) mod BLOCKS. The frames are the first pages of block 0,
- * so some of them are mapped both ways.
+ * Root r maps, at WINDOW_BASE + (a * FRAMES + f) * 4K, for alias a and slot f, frame (f + r + shift) mod FRAMES; and
+ * at HUGE_BASE + h * 2M, for huge alias h, the 2M block (h + r + shift) mod BLOCKS. The frames are the first pages of
+ * block 0, so some of them are mapped both ways.
  */
 #include "runtime.h"
 
@@ -17,7 +17,8 @@
 #define WORDS_MAX 8
 
 const char guest_name[] = "aliaser";
-const char *const guest_options[] = {"mode", "roots", "frames", "aliases", "huge", "blocks", "shift", "base", "ws", NULL};
+const char *const guest_options[] = {"mode",   "roots", "frames", "aliases", "huge",
+                                     "blocks", "shift", "base",   "ws",      NULL};
 
 static struct region region;
 static uint64_t *roots[ROOTS_MAX];

@@ -1,7 +1,7 @@
 /*
- * The TSC's frequency. Under KVM its paravirtual clock tells it (the multiplier from cycles to nanoseconds); elsewhere PIT
- * channel 0 is counted down and the difference of a long and a short wait taken, so that the cost of asking drops out.
- * Cycles are only ever read in ring 3: where ring 0 is emulated, the two may differ by an offset.
+ * The TSC's frequency. Under KVM its paravirtual clock tells it (the multiplier from cycles to nanoseconds);
+ * elsewhere PIT channel 0 is counted down and the difference of a long and a short wait taken, so that the cost of
+ * asking drops out. Cycles are only ever read in ring 3: where ring 0 is emulated, the two may differ by an offset.
  */
 #include "runtime.h"
 

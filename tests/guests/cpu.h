@@ -34,8 +34,9 @@
 #define EXIT_PORT 0xf4
 
 /*
- * System calls are made with int3: number in rax, arguments in rdi, rsi, rdx, result in rax. A breakpoint is the one software
- * interrupt that also works where ring 3 runs natively but `int n` is left to an instruction emulator without it (kvm_pvm).
+ * System calls are made with int3: number in rax, arguments in rdi, rsi, rdx, result in rax. A breakpoint is the one
+ * software interrupt that also works where ring 3 runs natively but `int n` is left to an instruction emulator
+ * without it (kvm_pvm).
  */
 #define SYS_INIT 0     /* (flags) set up UART and PIC; INIT_IRQ: turn interrupts on */
 #define SYS_WRITE 1    /* (buf, len) to the serial port */

@@ -1,6 +1,7 @@
 /*
- * Dirties pages of one region: by itself at a rate (`mode=auto`), or on command over the serial port (`mode=serve`), so that
- * the set of dirty pages is known outside. Everything that the guest needs for itself lies outside of the region.
+ * Dirties pages of one region: by itself at a rate (`mode=auto`), or on command over the serial port (`mode=serve`),
+ * so that the set of dirty pages is known outside. Everything that the guest needs for itself lies outside of the
+ * region.
  */
 #include "runtime.h"
 
@@ -320,7 +321,10 @@ static void command(char *line)
 
 /* -- start -------------------------------------------------------------------------- */
 
-/* With page=4k the region is mapped by 4K entries in place of the 2M ones, so that accessed and dirty bits are as fine. */
+/*
+ * With page=4k the region is mapped by 4K entries in place of the 2M ones, so that accessed and dirty bits are as
+ * fine.
+ */
 static void map_small(void)
 {
     uint64_t end = region.base + region.pages * PAGE_SIZE;

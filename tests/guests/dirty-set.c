@@ -58,7 +58,8 @@ static int add_command(struct set *set, const char *text)
     if (sscanf(text, "%31s %31s %31s %c", count_text, seed_text, pattern_text, &more) != 3 ||
         parse_u64(count_text, &count) < 0 || parse_u64(seed_text, &seed) < 0 ||
         pattern_parse(pattern_text, &kind, &stride) < 0 || count > set->pages) {
-        fprintf(stderr, "dirty-set: \"%s\" is not COUNT SEED PATTERN with at most %" PRIu64 " pages\n", text, set->pages);
+        fprintf(stderr, "dirty-set: \"%s\" is not COUNT SEED PATTERN with at most %" PRIu64 " pages\n", text,
+                set->pages);
         return -EINVAL;
     }
     pattern_init(&pattern, kind, stride, set->pages, seed);

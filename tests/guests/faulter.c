@@ -1,7 +1,7 @@
 /*
- * Demand paging by the guest's own page tables: every address space starts empty, a page-fault handler (in ring 3, entered
- * through ring 0) maps pages, copies them after a fork and counts what it did. What every page must hold is kept beside, and
- * checked.
+ * Demand paging by the guest's own page tables: every address space starts empty, a page-fault handler (in ring 3,
+ * entered through ring 0) maps pages, copies them after a fork and counts what it did. What every page must hold is
+ * kept beside, and checked.
  *
  * SPACES of PAGES pages at WINDOW_BASE each. Frames come from the region, tables from the pool.
  */
@@ -277,8 +277,8 @@ static uint64_t space_count(void)
 
 static void print_stats(const char *prefix)
 {
-    print("%s spaces=%lu tables=%lu frames=%lu demand=%lu copied=%lu reused=%lu unmapped=%lu moved=%lu forks=%lu drops=%lu "
-          "spurious=%lu bad=%lu\n",
+    print("%s spaces=%lu tables=%lu frames=%lu demand=%lu copied=%lu reused=%lu unmapped=%lu moved=%lu forks=%lu "
+          "drops=%lu spurious=%lu bad=%lu\n",
           prefix, space_count(), tables_in_use(), frames.count - frames.free, stats.demand, stats.copied, stats.reused,
           stats.unmapped, stats.moved, stats.forks, stats.drops, stats.spurious, stats.bad);
 }
@@ -455,6 +455,13 @@ static void command_space(char **words, unsigned int n)
     print_stats("done");
 }
 
+static bool about_space(const char *word, unsigned int n)
+{
+    if (n == 2)
+        return strcmp(word, "fork") == 0 || strcmp(word, "drop") == 0 || strcmp(word, "load") == 0;
+    return n == 4 && strcmp(word, "storm") == 0;
+}
+
 static void command(char *line)
 {
     char *words[WORDS_MAX];
@@ -467,8 +474,7 @@ static void command(char *line)
         command_touch(words);
     } else if (strcmp(words[0], "new") == 0 && n == 1) {
         command_new(NULL);
-    } else if ((n == 2 && (strcmp(words[0], "fork") == 0 || strcmp(words[0], "drop") == 0 || strcmp(words[0], "load") == 0)) ||
-               (n == 4 && strcmp(words[0], "storm") == 0)) {
+    } else if (about_space(words[0], n)) {
         command_space(words, n);
     } else if (strcmp(words[0], "spaces") == 0 && n == 1) {
         command_spaces();

@@ -1,4 +1,7 @@
-/* Says hello as the very first thing it does (early_text is printed at the entry, before anything is set up), then ends. */
+/*
+ * Says hello as the very first thing it does (early_text is printed at the entry, before anything is set up), then
+ * ends.
+ */
 #include "runtime.h"
 
 const char guest_name[] = "hello";

@@ -1,9 +1,10 @@
 /*
- * Ring 0 of the test guests: serial port, interrupt controllers, sleep, and the privileged instructions that ring 3 asks
- * for. Where a host emulates ring 0 this runs at about a million instructions a second, so nothing here loops over memory.
+ * Ring 0 of the test guests: serial port, interrupt controllers, sleep, and the privileged instructions that ring 3
+ * asks for. Where a host emulates ring 0 this runs at about a million instructions a second, so nothing here loops
+ * over memory.
  *
- * Interrupts are taken in ring 3 and in the sti-hlt of SYS_WAIT only; everywhere else ring 0 runs with them off, so one CPU
- * needs no locking against itself. With several CPUs only the first one touches devices.
+ * Interrupts are taken in ring 3 and in the sti-hlt of SYS_WAIT only; everywhere else ring 0 runs with them off, so
+ * one CPU needs no locking against itself. With several CPUs only the first one touches devices.
  */
 #include "kernel.h"
 

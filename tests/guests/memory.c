@@ -1,6 +1,6 @@
 /*
- * Guest physical memory: RAM from the loader's map, the pool that the runtime allocates from (right behind the image) and
- * the region that a guest works on (everything else of the largest range).
+ * Guest physical memory: RAM from the loader's map, the pool that the runtime allocates from (right behind the image)
+ * and the region that a guest works on (everything else of the largest range).
  */
 #include "runtime.h"
 

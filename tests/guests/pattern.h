@@ -96,8 +96,8 @@ static inline int pattern_word_is(const char *text, const char *word)
 }
 
 /*
- * Read `seq`, `random`, `hot`, `stride` or `stride:N` (N from 1 to 2^32 - 1). Returns 0, or -1 for anything else, in which
- * case *ret_kind and *ret_stride are untouched.
+ * Read `seq`, `random`, `hot`, `stride` or `stride:N` (N from 1 to 2^32 - 1). Returns 0, or -1 for anything else, in
+ * which case *ret_kind and *ret_stride are untouched.
  */
 static inline int pattern_parse(const char *text, enum pattern_kind *ret_kind, uint64_t *ret_stride)
 {
@@ -140,7 +140,8 @@ static inline int pattern_parse(const char *text, enum pattern_kind *ret_kind, u
 }
 
 /* pages > 0; stride counts for PATTERN_STRIDE only. */
-static inline void pattern_init(struct pattern *p, enum pattern_kind kind, uint64_t stride, uint64_t pages, uint64_t seed)
+static inline void pattern_init(struct pattern *p, enum pattern_kind kind, uint64_t stride, uint64_t pages,
+                                uint64_t seed)
 {
     uint64_t hot = pages < 10 ? 1 : pages / 10;
 

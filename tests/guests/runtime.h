@@ -1,6 +1,6 @@
 /*
- * Ring 3 of the test guests: what a guest's own file builds on. There is one CPU unless smp_start() was called, and only
- * that first CPU prints, reads lines or takes memory.
+ * Ring 3 of the test guests: what a guest's own file builds on. There is one CPU unless smp_start() was called, and
+ * only that first CPU prints, reads lines or takes memory.
  */
 #ifndef GUEST_RUNTIME_H
 #define GUEST_RUNTIME_H
@@ -110,7 +110,9 @@ void line_wait(char *buf);
 /* Sleep until a byte came in or ns have passed, whichever is first; may return early. ns > 0. */
 void idle_ns(uint64_t ns);
 
-/* Run the rest of `exit [CODE]` and `halt`, the commands every serving guest has. False when words are none of these. */
+/*
+ * Run the rest of `exit [CODE]` and `halt`, the commands every serving guest has. False when words are none of these.
+ */
 bool common_command(char **words, unsigned int n);
 
 /* -- memory (memory.c) --------------------------------------------------------- */
@@ -124,8 +126,9 @@ struct region {
 void memory_init(void);
 
 /*
- * Set aside `pages` for pool_page(), then choose the region: the largest piece of RAM outside of the guest's own memory,
- * from a 2M boundary on, narrowed by the options `base` and `ws`. Also maps all RAM one to one. Ends the guest with an error when there is none.
+ * Set aside `pages` for pool_page(), then choose the region: the largest piece of RAM outside of the guest's own
+ * memory, from a 2M boundary on, narrowed by the options `base` and `ws`. Also maps all RAM one to one. Ends the
+ * guest with an error when there is none.
  */
 void memory_setup(uint64_t pool_pages, struct region *ret_region);
 

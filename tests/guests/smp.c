@@ -1,6 +1,6 @@
 /*
- * More CPUs: started with INIT and SIPI through the local APIC (APIC ids 0 to n - 1 are taken for granted), each waiting in
- * hlt for a work number to change.
+ * More CPUs: started with INIT and SIPI through the local APIC (APIC ids 0 to n - 1 are taken for granted), each
+ * waiting in hlt for a work number to change.
  */
 #include "runtime.h"
 

@@ -1,9 +1,14 @@
 # shellcheck shell=bash
 # A VM under test: start it, talk to it over its console and control sockets, see how it ended. After tap.sh and wait.sh.
 #
-# Wants UMBRAD and VMCTL; stock guests also UMBRA_KERNEL and UMBRA_INITRD, test guests UMBRA_GUESTS.
+# Wants UMBRA_BUILD, the build directory (by default the one that ./check makes); stock guests also UMBRA_KERNEL and UMBRA_INITRD.
 # Each VM has its runtime directory in $run, its log in $tap_dir/NAME.log.
 
+UMBRA_BUILD=${UMBRA_BUILD:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/build/check/unit}
+UMBRAD=${UMBRAD:-$UMBRA_BUILD/src/daemon/umbrad}
+VMCTL=${VMCTL:-$UMBRA_BUILD/src/ctl/vmctl}
+UMBRA_GUESTS=${UMBRA_GUESTS:-$UMBRA_BUILD/tests/guests}
+UMBRA_BENCH=${UMBRA_BENCH:-$UMBRA_BUILD/bench}
 run=$tap_dir/run
 vm_pid=
 

@@ -8,221 +8,204 @@
 # How long the runner may take to bring results home after it was told to stop.
 STOP_GRACE=20
 
-machine_init()
-{
-	qemu_pid='' tail_pid='' outcome='' running=''
-	mkfifo "$work/commands" "$work/control"
-	# Held open for reading and writing, so that no open of the other side waits.
-	exec 7<>"$work/commands"
-	trap 'exit 141' USR1
+machine_init() {
+    qemu_pid='' tail_pid='' outcome='' running=''
+    mkfifo "$work/commands" "$work/control"
+    # Held open for reading and writing, so that no open of the other side waits.
+    exec 7<>"$work/commands"
+    trap 'exit 141' USR1
 }
 
-machine_end()
-{
-	local status=$?
-	trap - EXIT
-	[ -z "$qemu_pid" ] || kill -KILL "$qemu_pid" 2>/dev/null
-	[ -z "$tail_pid" ] || kill -TERM "$tail_pid" 2>/dev/null
-	rm -rf "$work"
-	exit "$status"
+machine_end() {
+    local status=$?
+    trap - EXIT
+    [ -z "$qemu_pid" ] || kill -KILL "$qemu_pid" 2>/dev/null
+    [ -z "$tail_pid" ] || kill -TERM "$tail_pid" 2>/dev/null
+    rm -rf "$work"
+    exit "$status"
 }
 
 # Copy what scripts print, as long as QEMU runs; where nobody reads our stdout any more, end the run.
-start_output()
-{
-	(tail -q -c +1 -f -s 0.1 --pid="$qemu_pid" "$work/output" 2>/dev/null || kill -USR1 $$) 7>&- &
-	tail_pid=$!
+start_output() {
+    (tail -q -c +1 -f -s 0.1 --pid="$qemu_pid" "$work/output" 2>/dev/null || kill -USR1 $$) 7>&- &
+    tail_pid=$!
 }
 
-output_size()
-{
-	stat -c %s "$work/output"
+output_size() {
+    stat -c %s "$work/output"
 }
 
-qemu_command()
-{
-	local mode=$1
-	local append="console=ttyS0 panic=-1 mitigations=off quiet tsc=reliable nowatchdog"
-	qemu=(qemu-system-x86_64 -name umbra-rig -machine pc -cpu max -m "$memory" -smp "$smp" -nodefaults -no-user-config
-		-display none -no-reboot -accel "tcg,thread=$mode")
-	if [ -n "$icount" ]; then
-		# The same instructions each time: no address or random number may differ between two runs.
-		qemu+=(-icount "shift=0,sleep=off" -seed 1 -rtc "base=2026-01-01T00:00:00,clock=vm")
-		append="$append nokaslr norandmaps"
-	fi
-	qemu+=(-kernel "$kernel" -initrd "$work/initrd" -append "$append" -serial "file:$work/console"
-		-device virtio-serial-pci
-		-chardev "stdio,id=control,signal=off" -device "virtserialport,chardev=control,name=rig.ctl"
-		-chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out")
+qemu_command() {
+    local mode=$1
+    local append="console=ttyS0 panic=-1 mitigations=off quiet tsc=reliable nowatchdog"
+    qemu=(qemu-system-x86_64 -name umbra-rig -machine pc -cpu max -m "$memory" -smp "$smp" -nodefaults -no-user-config
+        -display none -no-reboot -accel "tcg,thread=$mode")
+    if [ -n "$icount" ]; then
+        # The same instructions each time: no address or random number may differ between two runs.
+        qemu+=(-icount "shift=0,sleep=off" -seed 1 -rtc "base=2026-01-01T00:00:00,clock=vm")
+        append="$append nokaslr norandmaps"
+    fi
+    qemu+=(-kernel "$kernel" -initrd "$work/initrd" -append "$append" -serial "file:$work/console"
+        -device virtio-serial-pci
+        -chardev "stdio,id=control,signal=off" -device "virtserialport,chardev=control,name=rig.ctl"
+        -chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out")
 }
 
 # machine_run MODE: run the scripts that are left on a machine with TCG's thread=MODE. Sets $outcome: done, timeout,
 # assertion, or broken with the reason in $reason; and $running, the script that was running if any.
-machine_run()
-{
-	outcome='' reason='' running=''
-	qemu_command "$1"
-	: >"$work/console"
-	: >"$work/output"
-	"${qemu[@]}" <"$work/commands" >"$work/control" 2>"$work/qemu-errors" 7>&- &
-	qemu_pid=$!
-	start_output
-	exec 6<"$work/control"
-	follow
-	exec 6<&-
-	end_qemu
-	wait "$tail_pid"
-	tail_pid=''
-	save_output
+machine_run() {
+    outcome='' reason='' running=''
+    qemu_command "$1"
+    : >"$work/console"
+    : >"$work/output"
+    "${qemu[@]}" <"$work/commands" >"$work/control" 2>"$work/qemu-errors" 7>&- &
+    qemu_pid=$!
+    start_output
+    exec 6<"$work/control"
+    follow
+    exec 6<&-
+    end_qemu
+    wait "$tail_pid"
+    tail_pid=''
+    save_output
 }
 
 # Put what the running script has printed among the results.
-save_output()
-{
-	[ -z "$running" ] || [ -z "$results" ] ||
-		tail -c +$((output_start + 1)) "$work/output" >"$results/$running.out"
+save_output() {
+    [ -z "$running" ] || [ -z "$results" ] ||
+        tail -c +$((output_start + 1)) "$work/output" >"$results/$running.out"
 }
 
 # Whatever still runs has had its say.
-end_qemu()
-{
-	local status
-	[ "$outcome" = "" ] || kill -KILL "$qemu_pid" 2>/dev/null
-	wait "$qemu_pid" 2>/dev/null
-	status=$?
-	qemu_pid=''
-	[ -z "$outcome" ] || return 0
-	if grep -q 'tcg_handle_interrupt: assertion failed' "$work/qemu-errors"; then
-		outcome=assertion
-	else
-		outcome=broken
-		reason="QEMU ended with status $status before the scripts did: $(grep -v '^$' "$work/qemu-errors" | tail -n 1)"
-	fi
+end_qemu() {
+    local status
+    [ "$outcome" = "" ] || kill -KILL "$qemu_pid" 2>/dev/null
+    wait "$qemu_pid" 2>/dev/null
+    status=$?
+    qemu_pid=''
+    [ -z "$outcome" ] || return 0
+    if grep -q 'tcg_handle_interrupt: assertion failed' "$work/qemu-errors"; then
+        outcome=assertion
+    else
+        outcome=broken
+        reason="QEMU ended with status $status before the scripts did: $(grep -v '^$' "$work/qemu-errors" | tail -n 1)"
+    fi
 }
 
 # Read the control port to its end, to `done` or to the time limit.
-follow()
-{
-	local line left status
-	while :; do
-		left=$((deadline - SECONDS))
-		if [ "$left" -le 0 ]; then
-			[ "$outcome" != timeout ] || return 0
-			stop_scripts
-			continue
-		fi
-		IFS= read -r -t "$left" line <&6
-		status=$?
-		if [ "$status" -eq 0 ]; then
-			handle "$line"
-			case $outcome in done | broken) return 0 ;; esac
-		elif [ "$status" -le 128 ]; then
-			return 0
-		fi
-	done
+follow() {
+    local line left status
+    while :; do
+        left=$((deadline - SECONDS))
+        if [ "$left" -le 0 ]; then
+            [ "$outcome" != timeout ] || return 0
+            stop_scripts
+            continue
+        fi
+        IFS= read -r -t "$left" line <&6
+        status=$?
+        if [ "$status" -eq 0 ]; then
+            handle "$line"
+            case $outcome in done | broken) return 0 ;; esac
+        elif [ "$status" -le 128 ]; then
+            return 0
+        fi
+    done
 }
 
-stop_scripts()
-{
-	outcome=timeout
-	note "the time limit of $timeout s is up${running:+, while $running ran}"
-	deadline=$((SECONDS + STOP_GRACE))
-	echo stop >&7
+stop_scripts() {
+    outcome=timeout
+    note "the time limit of $timeout s is up${running:+, while $running ran}"
+    deadline=$((SECONDS + STOP_GRACE))
+    echo stop >&7
 }
 
-handle()
-{
-	local word first second third
-	read -r word first second third <<<"$1"
-	case $word in
-	ready) running='' ;;
-	begin)
-		running=${script_names[first]}
-		output_start=$(output_size)
-		;;
-	files) receive_files "$second" ;;
-	end)
-		save_output
-		running=''
-		script_status[first]=$second
-		script_seconds[first]=$third
-		;;
-	done) [ "$outcome" = timeout ] || outcome="done" ;;
-	broken)
-		outcome=broken
-		reason=${1#broken }
-		;;
-	esac
+handle() {
+    local word first second third
+    read -r word first second third <<<"$1"
+    case $word in
+    ready) running='' ;;
+    begin)
+        running=${script_names[first]}
+        output_start=$(output_size)
+        ;;
+    files) receive_files "$second" ;;
+    end)
+        save_output
+        running=''
+        script_status[first]=$second
+        script_seconds[first]=$third
+        ;;
+    done) [ "$outcome" = timeout ] || outcome="done" ;;
+    broken)
+        outcome=broken
+        reason=${1#broken }
+        ;;
+    esac
 }
 
-receive_files()
-{
-	local left=$((deadline - SECONDS))
-	if [ -n "$results" ]; then
-		timeout "$left" head -c "$1" <&6 | tar -x -C "$results" --no-same-owner --no-same-permissions ||
-			note "$results: results were not brought back whole"
-	else
-		timeout "$left" head -c "$1" <&6 >/dev/null
-	fi
+receive_files() {
+    local left=$((deadline - SECONDS))
+    if [ -n "$results" ]; then
+        timeout "$left" head -c "$1" <&6 | tar -x -C "$results" --no-same-owner --no-same-permissions ||
+            note "$results: results were not brought back whole"
+    else
+        timeout "$left" head -c "$1" <&6 >/dev/null
+    fi
 }
 
 # Put a new list of scripts behind the parts: the last of two files of a name counts.
-repack_scripts()
-{
-	install -D -m 644 "$1" "$work/again/umbra/rig/scripts"
-	pack "$work/again" "$work/again.cpio" -R 0:0 && cat "$work/again.cpio" >>"$work/initrd"
+repack_scripts() {
+    install -D -m 644 "$1" "$work/again/umbra/rig/scripts"
+    pack "$work/again" "$work/again.cpio" -R 0:0 && cat "$work/again.cpio" >>"$work/initrd"
 }
 
-show_console()
-{
-	note "the last lines of the machine's console:"
-	tr -d '\r' <"$work/console" | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g' | tail -n 15 >&2
+show_console() {
+    note "the last lines of the machine's console:"
+    tr -d '\r' <"$work/console" | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g' | tail -n 15 >&2
 }
 
 # Say what the scripts' statuses come to: the first that is neither 0 nor 77, else 77 if nothing but that was seen, else 0.
-sum_up()
-{
-	local status sum=77
-	for status; do
-		case $status in
-		0) sum=0 ;;
-		77) ;;
-		*)
-			echo "$status"
-			return
-			;;
-		esac
-	done
-	echo "$sum"
+sum_up() {
+    local status sum=77
+    for status; do
+        case $status in
+        0) sum=0 ;;
+        77) ;;
+        *)
+            echo "$status"
+            return
+            ;;
+        esac
+    done
+    echo "$sum"
 }
 
-write_table()
-{
-	local index
-	for index in "${!script_names[@]}"; do
-		printf '%s\t%s\t%s\n' "${script_status[index]:-none}" "${script_seconds[index]:--}" "${script_names[index]}"
-	done
+write_table() {
+    local index
+    for index in "${!script_names[@]}"; do
+        printf '%s\t%s\t%s\n' "${script_status[index]:-none}" "${script_seconds[index]:--}" "${script_names[index]}"
+    done
 }
 
 # Leave the results behind and end with the status of the run.
-report()
-{
-	local index
-	if [ -n "$results" ]; then
-		write_table >"$results/scripts.tsv"
-		tr -d '\r' <"$work/console" >"$results/console.log"
-	fi
-	for index in "${!script_status[@]}"; do
-		case ${script_status[index]} in
-		0 | 77) ;;
-		*) note "${script_names[index]} ended with status ${script_status[index]}" ;;
-		esac
-	done
-	case $outcome in
-	done) exit "$(sum_up "${script_status[@]}")" ;;
-	timeout) exit 124 ;;
-	assertion) reason="QEMU ended itself with its tcg_handle_interrupt assertion again" ;;
-	esac
-	show_console
-	die "${running:+while $running ran: }$reason"
+report() {
+    local index
+    if [ -n "$results" ]; then
+        write_table >"$results/scripts.tsv"
+        tr -d '\r' <"$work/console" >"$results/console.log"
+    fi
+    for index in "${!script_status[@]}"; do
+        case ${script_status[index]} in
+        0 | 77) ;;
+        *) note "${script_names[index]} ended with status ${script_status[index]}" ;;
+        esac
+    done
+    case $outcome in
+    done) exit "$(sum_up "${script_status[@]}")" ;;
+    timeout) exit 124 ;;
+    assertion) reason="QEMU ended itself with its tcg_handle_interrupt assertion again" ;;
+    esac
+    show_console
+    die "${running:+while $running ran: }$reason"
 }

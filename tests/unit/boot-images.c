@@ -170,7 +170,7 @@ struct boot_attempt boot_attempt(const struct test_image *im, uint64_t mem_size,
     struct mem_config mem_config = {.size = mem_size};
     struct boot_attempt a = {.r = 0};
     char kernel[64], initrd[64];
-    struct boot_config config = {.kernel = kernel, .cmdline = cmdline, .cpus = 2};
+    struct boot_config config = {.kernel = kernel, .cmdline = cmdline, .acpi = {.cpus = 2}};
     int kernel_fd = test_image_file(im->data, im->len, kernel, sizeof(kernel)), initrd_fd = -1;
 
     if (initrd_size > 0) {

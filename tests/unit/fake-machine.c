@@ -226,6 +226,17 @@ const struct stats_desc *stats_descs(const struct kvm_stats_source *s, uint32_t 
     return s->fd == 100 ? descs_vm : descs_vcpu;
 }
 
+const struct stats_desc *stats_find(const struct kvm_stats_source *s, const char *name)
+{
+    uint32_t count;
+    const struct stats_desc *descs = stats_descs(s, &count);
+
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(descs[i].name, name) == 0)
+            return &descs[i];
+    return NULL;
+}
+
 int stats_read(struct kvm_stats_source *s)
 {
     for (unsigned int i = 0; i < ARRAY_SIZE(s->values); i++)
@@ -328,7 +339,7 @@ struct vm *machine_vm(struct machine *m)
     return &m->vm;
 }
 
-const struct host_info *machine_host(const struct machine *m)
+const struct host_info *machine_host(struct machine *m)
 {
     return &m->host;
 }

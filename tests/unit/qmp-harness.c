@@ -185,7 +185,7 @@ json_t *peer_read(struct peer *p)
     assert_true(n > 2);
     assert_string_equal(line + n - 2, "\r\n");
     for (size_t i = 0; i < n - 2; i++)
-        assert_in_range((unsigned char)line[i], ' ', '~');
+        assert_in_range((unsigned char)line[i], ' ', 0x7f);
     o = json_tokener_parse_verbose(line, &e);
     assert_int_equal(e, json_tokener_success);
     assert_true(json_object_is_type(o, json_type_object));

@@ -167,6 +167,40 @@ static void test_largest(void **state)
     byte_writer_clear(&t.w);
 }
 
+/* -- out of memory: linked with --wrap=realloc ----------------------------------- */
+
+void *__real_realloc(void *p, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+
+static int reallocs_left = -1; /* -1: no limit */
+
+void *__wrap_realloc(void *p, size_t size)
+{
+    if (reallocs_left == 0)
+        return NULL;
+    if (reallocs_left > 0)
+        reallocs_left--;
+    return __real_realloc(p, size);
+}
+
+/* Wherever it happens, it is an error and nothing else. */
+static void test_out_of_memory(void **state)
+{
+    const struct acpi_config config = {.cpus = VM_MAX_VCPUS};
+    int r = -ENOMEM, allowed;
+
+    for (allowed = 0; r < 0; allowed++) {
+        struct byte_writer w = {0};
+
+        reallocs_left = allowed;
+        r = acpi_build_tables(&config, &w);
+        reallocs_left = -1;
+        byte_writer_clear(&w);
+        assert_true(r == 0 || r == -ENOMEM);
+    }
+    assert_true(allowed > 1);
+}
+
 /* -- AML ---------------------------------------------------------------------- */
 
 static void assert_aml(struct byte_writer *w, const void *expected, size_t len)
@@ -350,6 +384,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fadt),      cmocka_unit_test(test_madt),        cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_aml_terms), cmocka_unit_test(test_aml_lengths), cmocka_unit_test(test_iasl),
     };
 

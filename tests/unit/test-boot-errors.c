@@ -129,7 +129,8 @@ static void test_bzimage_needs_memory(void **state)
 
     build_bzimage(&im);
     a = boot_attempt(&im, 4 * MiB, 0, NULL);
-    assert_refused(&a, -ENOSPC, "lowest address 0x200000, init_size 0x300000 is outside of guest RAM, which ends at 0x400000");
+    assert_refused(&a, -ENOSPC,
+                   "lowest address 0x200000, init_size 0x300000 is outside of guest RAM, which ends at 0x400000");
     boot_attempt_clear(&a);
     a = boot_attempt(&im, MiB, 0, NULL);
     assert_refused(&a, -ENOSPC, "outside of guest RAM, which ends at 0x100000");
@@ -168,8 +169,10 @@ static void test_elf64_fields(void **state)
         {PHDR64(TEST_PHDR_TEXT, p_memsz), UINT64_MAX, -EINVAL, "p_paddr 0x100000 with p_memsz 0xffffffffffffffff wraps"},
         {PHDR64(TEST_PHDR_DATA, p_memsz), UINT64_MAX - TEST_ELF_DATA_ADDR, -ENOSPC,
          "program header 2: p_paddr 0x200000, p_memsz 0xffffffffffdfffff is outside of guest RAM, which ends at 0x1000000"},
-        {PHDR64(TEST_PHDR_DATA, p_memsz), 14 * MiB + 1, -ENOSPC, "program header 2: p_paddr 0x200000, p_memsz 0xe00001 is outside"},
-        {PHDR64(TEST_PHDR_DATA, p_paddr), 0xe0000, -ENOSPC, "program header 2: p_paddr 0xe0000, p_memsz 0x800 overlaps the ACPI tables at 0xe0000-0x100000"},
+        {PHDR64(TEST_PHDR_DATA, p_memsz), 14 * MiB + 1, -ENOSPC,
+         "program header 2: p_paddr 0x200000, p_memsz 0xe00001 is outside"},
+        {PHDR64(TEST_PHDR_DATA, p_paddr), 0xe0000, -ENOSPC,
+         "program header 2: p_paddr 0xe0000, p_memsz 0x800 overlaps the ACPI tables at 0xe0000-0x100000"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0xff801, -ENOSPC, "overlaps the ACPI tables"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0x98fff, -ENOSPC, "overlaps the boot area at 0x90000-0x99000"},
         {PHDR64(TEST_PHDR_DATA, p_paddr), 0x8f801, -ENOSPC, "overlaps the boot area"},
@@ -242,6 +245,20 @@ static void build_no_segment(struct test_image *im)
     ((Elf64_Ehdr *)im->data)->e_phnum = 1;
 }
 
+/* With RAM on both sides of the hole, an error names both. */
+static void test_elf_large_guest(void **state)
+{
+    struct boot_attempt a;
+    struct test_image im;
+
+    build_elf64(&im);
+    le64_put(im.data + TEST_PHDR64(TEST_PHDR_DATA) + offsetof(Elf64_Phdr, p_paddr), MEM_HOLE_START - 1);
+    a = boot_attempt(&im, 6 * GiB, 0, NULL);
+    assert_refused(&a, -ENOSPC, "p_paddr 0xbfffffff, p_memsz 0x800 is outside of guest RAM, which is 0-0xc0000000 and "
+                                "0x100000000-0x1c0000000");
+    boot_attempt_clear(&a);
+}
+
 static void build_large_note(struct test_image *im)
 {
     build_elf64(im);
@@ -254,7 +271,7 @@ static void test_elf_counts(void **state)
     struct boot_attempt a;
     struct test_image im;
     char path[64], error[BOOT_ERROR_MAX];
-    struct boot_config config = {.kernel = path, .cpus = 1};
+    struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
     struct boot_image *image;
     int fd;
 
@@ -295,7 +312,8 @@ static void test_multiboot_fields(void **state)
         {TEST_MB_HEADER + 20, 4, UINT32_MAX, -EINVAL, "load_end_addr 0xffffffff is not within"},
         {TEST_MB_HEADER + 24, 4, TEST_MB_LOAD_ADDR + TEST_MB_LOAD_SIZE - 1, -EINVAL, "bss_end_addr 0x1017ff is below"},
         {TEST_MB_HEADER + 24, 4, 1, -EINVAL, "bss_end_addr 0x1 is below the end of what is loaded, 0x101800"},
-        {TEST_MB_HEADER + 24, 4, UINT32_MAX, -ENOSPC, "segment 0: load_addr 0x100000, size 0xffefffff is outside of guest RAM"},
+        {TEST_MB_HEADER + 24, 4, UINT32_MAX, -ENOSPC,
+         "segment 0: load_addr 0x100000, size 0xffefffff is outside of guest RAM"},
         {TEST_MB_HEADER + 28, 4, TEST_MB_LOAD_ADDR - 1, -EINVAL, "entry_addr 0xfffff is in none of the 1 loaded segments"},
         {TEST_MB_HEADER + 28, 4, TEST_MB_LOAD_ADDR + TEST_MB_LOAD_SIZE, -EINVAL, "entry_addr 0x101800 is in none"},
         {TEST_MB_HEADER + 8, 4, 0, -ENOEXEC, "not a bzImage, an ELF file or a multiboot image"},
@@ -391,7 +409,7 @@ static void test_every_cut(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         struct test_image im;
         char path[64];
-        struct boot_config config = {.kernel = path, .cpus = 1};
+        struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
         int fd;
 
         kinds[i].build(&im);
@@ -417,7 +435,7 @@ static void test_every_cut(void **state)
 static void test_cut_after_open(void **state)
 {
     char path[64], error[BOOT_ERROR_MAX];
-    struct boot_config config = {.kernel = path, .cpus = 1};
+    struct boot_config config = {.kernel = path, .acpi = {.cpus = 1}};
     struct mem_config mem_config = {.size = 16 * MiB};
     struct vcpu_entry entry;
     struct boot_image *image;
@@ -485,7 +503,7 @@ static void test_cmdline_too_long(void **state)
 
 static void assert_open_fails(const char *kernel, const char *initrd, int r, const char *text)
 {
-    struct boot_config config = {.kernel = kernel, .initrd = initrd, .cpus = 1};
+    struct boot_config config = {.kernel = kernel, .initrd = initrd, .acpi = {.cpus = 1}};
     char error[BOOT_ERROR_MAX] = "";
     struct boot_image *image;
 
@@ -526,6 +544,7 @@ int main(void)
         cmocka_unit_test(test_bzimage_fields),    cmocka_unit_test(test_bzimage_fixed),
         cmocka_unit_test(test_bzimage_needs_memory), cmocka_unit_test(test_elf64_fields),
         cmocka_unit_test(test_elf32_fields),      cmocka_unit_test(test_elf_counts),
+        cmocka_unit_test(test_elf_large_guest),
         cmocka_unit_test(test_multiboot_fields),  cmocka_unit_test(test_multiboot_headers),
         cmocka_unit_test(test_multiboot_elf_entry), cmocka_unit_test(test_every_cut),
         cmocka_unit_test(test_cut_after_open),    cmocka_unit_test(test_initrd_too_large),

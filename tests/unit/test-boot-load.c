@@ -10,10 +10,12 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/bitmap.h"
 #include "base/bytes.h"
 #include "base/util.h"
 #include "boot-images.h"
 #include "boot/acpi.h"
+#include "mmu/pageset.h"
 
 #define RAM_TYPE 1
 #define RESERVED_TYPE 2
@@ -355,6 +357,31 @@ static void test_pvh_small(void **state)
     boot_attempt_clear(&a);
 }
 
+/* Segments of nothing but zeros, and of nothing at all. */
+static void test_pvh_empty_segments(void **state)
+{
+    struct test_image im;
+    struct boot_attempt a;
+    uint8_t *data;
+
+    build_elf64(&im);
+    data = im.data + TEST_PHDR64(TEST_PHDR_DATA);
+    le64_put(data + offsetof(Elf64_Phdr, p_filesz), 0);
+    /* The zeros take their room: the initrd would fit in without them. */
+    a = boot_attempt(&im, 16 * MiB, 14 * MiB, NULL);
+    assert_int_equal(a.r, -ENOSPC);
+    boot_attempt_clear(&a);
+    a = boot_attempt(&im, 16 * MiB, 14 * MiB - 4096, NULL);
+    assert_loads(&a, BOOT_PVH);
+    assert_int_equal(*guest(&a, TEST_ELF_DATA_ADDR, 1), 0);
+    boot_attempt_clear(&a);
+
+    le64_put(data + offsetof(Elf64_Phdr, p_memsz), 0);
+    a = boot_attempt(&im, 16 * MiB, 15 * MiB - 0x1000, NULL);
+    assert_loads(&a, BOOT_PVH);
+    boot_attempt_clear(&a);
+}
+
 /* An 8-byte entry point; notes padded to 8 bytes, which a note of 4-byte padding would not be found in. */
 static void test_pvh_notes(void **state)
 {
@@ -517,7 +544,7 @@ static void test_writes_are_noted(void **state)
     struct vcpu_entry entry;
     struct test_image im;
     struct boot_attempt a;
-    uint64_t noted[8 * MiB / 4096 / 64] = {0};
+    struct page_set noted;
 
     build_bzimage(&im);
     a = boot_attempt(&im, 8 * MiB, 3000, "x");
@@ -525,14 +552,16 @@ static void test_writes_are_noted(void **state)
     assert_int_equal(mem_discard(a.mem), 0);
     mem_track_writes(a.mem, true);
     assert_int_equal(boot_load(a.image, a.mem, a.error, &entry), 0);
-    mem_collect_writes(a.mem, noted);
+    assert_int_equal(page_set_init(&noted, mem_pages(a.mem)), 0);
+    mem_collect_writes(a.mem, &noted);
     for (uint64_t page = 0; page < mem_pages(a.mem); page++) {
         const uint8_t *p = guest(&a, page * 4096, 4096);
         bool zero = p[0] == 0 && memcmp(p, p + 1, 4095) == 0;
 
-        if (!zero && !(noted[page / 64] >> (page % 64) & 1))
+        if (!zero && !bitmap_test(noted.map, page))
             fail_msg("page 0x%llx was written and is not noted", (unsigned long long)page);
     }
+    page_set_free(&noted);
     boot_attempt_clear(&a);
 }
 
@@ -543,6 +572,7 @@ int main(void)
         cmocka_unit_test(test_bzimage_moves), cmocka_unit_test(test_bzimage_limits),
         cmocka_unit_test(test_pvh),           cmocka_unit_test(test_pvh_large),
         cmocka_unit_test(test_pvh_small),     cmocka_unit_test(test_pvh_notes),
+        cmocka_unit_test(test_pvh_empty_segments),
         cmocka_unit_test(test_multiboot_elf), cmocka_unit_test(test_multiboot_flat),
         cmocka_unit_test(test_precedence),    cmocka_unit_test(test_reload),
         cmocka_unit_test(test_writes_are_noted),

@@ -82,8 +82,10 @@ static void test_stream(void **state)
 
 static void test_parse(void **state)
 {
-    static const char *const bad[] = {"",         "se",        "seqq",      "Random",    "stride:",           "stride:0",
-                                      "stride:x", "stride:1x", "stride:-1", "stride 4",  "stride:4294967296", "hotcold"};
+    static const char *const bad[] = {
+        "",         "se",        "seqq",      "Random",   "stride:",           "stride:0",
+        "stride:x", "stride:1x", "stride:-1", "stride 4", "stride:4294967296", "hotcold",
+    };
     enum pattern_kind kind = PATTERN_HOT;
     uint64_t stride = 99;
 

@@ -9,12 +9,12 @@
 enum { PAGE_BYTES = 4096 };
 
 struct program {
-	const char *name;
-	const char *args;	/* as the usage line prints them; optional ones stand in brackets */
-	int min_args, max_args;
-	/* Do the work and print the report. ARGS holds the defaults' overrides, all checked to be numbers, COUNT of them.
-	 * Returns the process's exit status. */
-	int (*run)(const uint64_t *args, int count);
+    const char *name;
+    const char *args; /* as the usage line prints them; optional ones stand in brackets */
+    int min_args, max_args;
+    /* Do the work and print the report. ARGS holds the defaults' overrides, all checked to be numbers, COUNT of them.
+     * Returns the process's exit status. */
+    int (*run)(const uint64_t *args, int count);
 };
 
 extern const struct program work_dirty, work_execloop, work_forkstorm, work_mapstorm, work_pipetar, work_procs;

@@ -1,0 +1,251 @@
+/* vmctl status and host: pages for a person, put together from what the daemon answers. */
+#include "config.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "ctl/ctl.h"
+#include "ctl/format.h"
+#include "ctl/stats.h"
+#include "ctl/table.h"
+#include "ctl/term.h"
+#include "ctl/vms.h"
+
+/* What a status page asks, in this order; a daemon that refuses one of them leaves a line out. */
+enum question {
+    ASK_STATUS,
+    ASK_CPUS,
+    ASK_MEMORY,
+    ASK_HOST,
+    ASK_DIRTY_LOG,
+    ASK_STATS,
+    QUESTIONS,
+};
+
+static const char *const commands[QUESTIONS] = {
+    [ASK_STATUS] = "query-status",  [ASK_CPUS] = "query-cpus-fast",
+    [ASK_MEMORY] = "query-memory-size-summary", [ASK_HOST] = "query-host",
+    [ASK_DIRTY_LOG] = "query-dirty-log", [ASK_STATS] = "query-stats",
+};
+
+static const char *text_of(const json_t *o, const char *key)
+{
+    const char *text = "?";
+
+    json_get_str(o, key, &text);
+    return text;
+}
+
+static void print_state(const struct ctl *ctl, const struct client *c, const json_t *status, double *ret_uptime)
+{
+    pid_t pid = vms_daemon_pid(ctl->runtime_dir, ctl->vm, c);
+    double uptime = pid > 0 ? vms_uptime(pid) : -1;
+    char up[FMT_MAX];
+
+    *ret_uptime = uptime;
+    if (uptime >= 0)
+        table_field(stdout, ctl->vm, "%s, up %s (process %d)", text_of(status, "status"),
+                    fmt_duration(uptime, up, sizeof(up)), (int)pid);
+    else
+        table_field(stdout, ctl->vm, "%s", text_of(status, "status"));
+}
+
+static void print_cpus(const json_t *cpus)
+{
+    size_t n = json_object_is_type(cpus, json_type_array) ? json_object_array_length(cpus) : 0, o = 0;
+    char threads[200] = "";
+
+    for (size_t i = 0; i < n && i < 8; i++) {
+        uint64_t tid;
+
+        if (json_get_u64(json_object_array_get_idx(cpus, i), "thread-id", &tid) == 0)
+            o += (size_t)snprintf(threads + o, sizeof(threads) - o, "%s%llu", o ? ", " : "", (unsigned long long)tid);
+    }
+    table_field(stdout, "vCPUs", "%zu%s%s%s%s", n, o ? n == 1 ? " (thread " : " (threads " : "", threads,
+                n > 8 && o ? ", ..." : "", o ? ")" : "");
+}
+
+static void print_memory(const json_t *memory)
+{
+    uint64_t bytes;
+    char size[FMT_MAX];
+
+    if (json_get_u64(memory, "base-memory", &bytes) == 0)
+        table_field(stdout, "memory", "%s", size_format(bytes, size, sizeof(size)));
+}
+
+static void print_paging(const json_t *host)
+{
+    const char *how = "";
+    json_t *paging;
+
+    if (json_get_obj(host, "paging", &paging) < 0)
+        return;
+    json_get_str(paging, "how", &how);
+    table_field(stdout, "paging", "%s%s%s%s", text_of(paging, "mode"), *how ? " (" : "", how, *how ? ")" : "");
+}
+
+static void print_dirty_log(const json_t *log)
+{
+    char text[400];
+    json_t *list;
+    size_t n, o;
+
+    if (json_get_array(log, "consumers", &list) < 0)
+        return;
+    n = json_object_array_length(list);
+    o = (size_t)snprintf(text, sizeof(text), "%s, %s", text_of(log, "backend"), n ? "read by " : "off");
+    for (size_t i = 0; i < n && o < sizeof(text); i++) {
+        const json_t *consumer = json_object_array_get_idx(list, i);
+        uint64_t epoch = 0;
+
+        json_get_u64(consumer, "epoch", &epoch);
+        o += (size_t)snprintf(text + o, sizeof(text) - o, "%s%s (epoch %llu)", i ? ", " : "", text_of(consumer, "name"),
+                              (unsigned long long)epoch);
+    }
+    table_field(stdout, "dirty log", "%s", text);
+}
+
+static void print_exits(const json_t *stats, double uptime)
+{
+    char count[FMT_MAX], rate[FMT_MAX];
+    uint64_t exits;
+
+    if (stats_sum(stats, "exits", &exits) < 0)
+        return;
+    fmt_count(exits, term_stdout_is_tty(), count, sizeof(count));
+    if (uptime > 1)
+        table_field(stdout, "exits", "%s, %s a second since the start", count,
+                    fmt_count((uint64_t)((double)exits / uptime), term_stdout_is_tty(), rate, sizeof(rate)));
+    else
+        table_field(stdout, "exits", "%s", count);
+}
+
+static void print_page(const struct ctl *ctl, const struct client *c, json_t *const *answers)
+{
+    double uptime;
+
+    print_state(ctl, c, answers[ASK_STATUS], &uptime);
+    print_cpus(answers[ASK_CPUS]);
+    print_memory(answers[ASK_MEMORY]);
+    print_paging(answers[ASK_HOST]);
+    print_dirty_log(answers[ASK_DIRTY_LOG]);
+    print_exits(answers[ASK_STATS], uptime);
+}
+
+static void print_json(json_t *const *answers)
+{
+    _cleanup_json_ json_t *o = json_object_new_object();
+
+    for (int i = 0; i < QUESTIONS; i++)
+        if (answers[i])
+            json_add(o, commands[i], json_object_get(answers[i]));
+    ctl_print_json(o);
+}
+
+int ctl_cmd_status(struct ctl *ctl)
+{
+    _cleanup_client_ struct client *c = NULL;
+    json_t *answers[QUESTIONS] = {NULL};
+    int r = ctl_connect(ctl, &c);
+
+    for (int i = 0; r == CTL_DONE && i < QUESTIONS; i++) {
+        json_t *arguments = NULL;
+
+        if (i == ASK_STATS) {
+            arguments = json_object_new_object();
+            json_add_str(arguments, "target", "vcpu");
+        }
+        r = i == ASK_STATUS ? ctl_ask(ctl, c, commands[i], arguments, &answers[i])
+                            : ctl_ask_maybe(ctl, c, commands[i], arguments, &answers[i]);
+    }
+    if (r == CTL_DONE && ctl->output == CTL_JSON)
+        print_json(answers);
+    else if (r == CTL_DONE)
+        print_page(ctl, c, answers);
+    for (int i = 0; i < QUESTIONS; i++)
+        json_object_put(answers[i]);
+    return r;
+}
+
+/* -- host -- */
+
+static bool flag(const json_t *o, const char *key)
+{
+    bool v = false;
+
+    json_get_bool(o, key, &v);
+    return v;
+}
+
+static void print_kernel(const json_t *host)
+{
+    json_t *kernel, *mips;
+    double v = 0;
+
+    if (json_get_obj(host, "guest-kernel", &kernel) < 0)
+        return;
+    if (json_object_object_get_ex(kernel, "mips", &mips))
+        v = json_object_get_double(mips);
+    if (v > 0)
+        table_field(stdout, "guest kernel", "%s, %.*f million instructions a second",
+                    flag(kernel, "emulated") ? "emulated" : "native", v < 10 ? 1 : 0, v);
+    else
+        table_field(stdout, "guest kernel", "%s", flag(kernel, "emulated") ? "emulated" : "native");
+}
+
+static void print_kvm(const json_t *host)
+{
+    uint64_t version = 0, vcpus = 0;
+    json_t *kvm;
+
+    if (json_get_obj(host, "kvm", &kvm) < 0)
+        return;
+    json_get_u64(kvm, "api-version", &version);
+    json_get_u64(kvm, "max-vcpus", &vcpus);
+    table_field(stdout, "KVM", "%s, API %llu, at most %llu vCPUs", text_of(kvm, "module"),
+                (unsigned long long)version, (unsigned long long)vcpus);
+}
+
+static void print_verdicts(const json_t *host)
+{
+    _cleanup_table_ struct table *t = table_new(3, "l");
+    json_t *list;
+
+    if (json_get_array(host, "verdicts", &list) < 0)
+        return;
+    table_cell(t, "GOOD");
+    table_cell(t, "WHAT");
+    table_cell(t, "WHY");
+    for (size_t i = 0; i < json_object_array_length(list); i++) {
+        const json_t *v = json_object_array_get_idx(list, i);
+
+        table_cell(t, "%s", flag(v, "good") ? "yes" : "no");
+        table_cell(t, "%s", text_of(v, "what"));
+        table_cell(t, "%s", text_of(v, "text"));
+    }
+    putchar('\n');
+    table_print(t, stdout);
+}
+
+int ctl_cmd_host(struct ctl *ctl)
+{
+    _cleanup_client_ struct client *c = NULL;
+    _cleanup_json_ json_t *host = NULL;
+    int r = ctl_connect(ctl, &c);
+
+    if (r == CTL_DONE)
+        r = ctl_ask(ctl, c, "query-host", NULL, &host);
+    if (r)
+        return r;
+    if (ctl->output == CTL_JSON) {
+        ctl_print_json(host);
+        return CTL_DONE;
+    }
+    print_paging(host);
+    print_kernel(host);
+    print_kvm(host);
+    print_verdicts(host);
+    return CTL_DONE;
+}

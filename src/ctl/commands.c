@@ -1,0 +1,145 @@
+/* The table of commands, and the way from main to a row of it. vmctl(1) has the same rows; a test compares them. */
+#include "config.h"
+
+#include <errno.h>
+#include <locale.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ctl/ctl.h"
+#include "ctl/vms.h"
+
+#define CTL_SYSTEM_DIR "/run/umbra"
+#define END_OF_OPTIONS {0, NULL, NULL, NULL}
+
+static const struct ctl_option shutdown_options[] = {
+    {'t', "timeout", "SECONDS", "how long to wait for the guest (default 60; 0: do not wait)"},
+    {0, "now", NULL, "do not ask the guest, end the VM at once"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option console_options[] = {
+    {'e', "escape", "KEY", "escape key: ^] (default), ^A and the like, or none"},
+    {0, "idle", "SECONDS", "end when input is over and nothing was printed for so long"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option stats_options[] = {
+    {'a', "all", NULL, "those that are zero too"},
+    {'w', "watch", "SECONDS", "rates a second, again every SECONDS"},
+    {'c', "count", "N", "with --watch: end after N times"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option dirty_start_options[] = {
+    {0, "all", NULL, "the first snapshot gives every page, not only what was written since"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option dirty_snapshot_options[] = {
+    {'f', "format", "FORMAT", "count (default), ranges or bitmap"},
+    {'s', "save", "FILE", "where the bitmap goes: a bit for each page of guest RAM"},
+    {'p', "peek", NULL, "look only, start no epoch"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option dirty_rate_options[] = {
+    {'t', "time", "SECONDS", "how long to measure (default 1)"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option dirty_watch_options[] = {
+    {'i', "interval", "SECONDS", "time between two pictures (default 1)"},
+    {0, "once", NULL, "one picture, then end"},
+    {'c', "count", "N", "end after N pictures"},
+    END_OF_OPTIONS,
+};
+
+const struct ctl_command ctl_commands[] = {
+    {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
+    {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
+    {"pause", "[VM]", "stop the vCPUs", NULL, CTL_VM, 0, ctl_cmd_pause},
+    {"resume", "[VM]", "let the vCPUs run again", NULL, CTL_VM, 0, ctl_cmd_resume},
+    {"reset", "[VM]", "press the reset button", NULL, CTL_VM, 0, ctl_cmd_reset},
+    {"shutdown", "[VM]", "press the power button and wait for the guest", shutdown_options, CTL_VM, 0,
+     ctl_cmd_shutdown},
+    {"kill", "[VM]", "end a VM at once, even one that does not answer", NULL, CTL_VM, 0, ctl_cmd_kill},
+    {"console", "[VM]", "the guest's serial console", console_options, CTL_VM, 0, ctl_cmd_console},
+    {"stats", "[VM] [NAME]...", "KVM's statistics, by KVM's names", stats_options, CTL_VM, -1, ctl_cmd_stats},
+    {"dirty start", "[VM] [CONSUMER]", "begin to log which pages are written", dirty_start_options, CTL_VM, 1,
+     ctl_cmd_dirty_start},
+    {"dirty snapshot", "[VM] [CONSUMER]", "the pages written since, as a new epoch", dirty_snapshot_options, CTL_VM, 1,
+     ctl_cmd_dirty_snapshot},
+    {"dirty ack", "[VM] [CONSUMER [EPOCH]]", "an epoch is dealt with: forget its pages", NULL, CTL_VM, 2,
+     ctl_cmd_dirty_ack},
+    {"dirty stop", "[VM] [CONSUMER]", "end logging", NULL, CTL_VM, 1, ctl_cmd_dirty_stop},
+    {"dirty show", "[VM]", "who consumes the dirty log", NULL, CTL_VM, 0, ctl_cmd_dirty_show},
+    {"dirty rate", "[VM]", "measure how much the guest writes", dirty_rate_options, CTL_VM, 0, ctl_cmd_dirty_rate},
+    {"dirty watch", "[VM]", "live map of what the guest writes", dirty_watch_options, CTL_VM, 0,
+     ctl_cmd_dirty_watch},
+    {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
+    {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
+    {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},
+};
+
+const unsigned int ctl_command_count = ARRAY_SIZE(ctl_commands);
+
+int ctl_cmd_help(struct ctl *ctl)
+{
+    char name[64];
+
+    if (ctl->arg_count == 0)
+        return ctl_help(NULL);
+    snprintf(name, sizeof(name), "%s%s%s", ctl->args[0], ctl->arg_count > 1 ? " " : "",
+             ctl->arg_count > 1 ? ctl->args[1] : "");
+    return ctl_help(name);
+}
+
+/* A user without VMs of his own means those of the system. */
+static int find_runtime_dir(struct ctl *ctl)
+{
+    int r;
+
+    if (ctl->runtime_dir_given)
+        return CTL_DONE;
+    r = paths_runtime_dir(NULL, ctl->runtime_dir, sizeof(ctl->runtime_dir));
+    if (r == -ENAMETOOLONG) {
+        ctl_error("XDG_RUNTIME_DIR is longer than a path may be");
+        return CTL_FAILED;
+    }
+    if (r == -ENOENT || access(ctl->runtime_dir, F_OK) < 0)
+        strcpy(ctl->runtime_dir, CTL_SYSTEM_DIR);
+    return CTL_DONE;
+}
+
+static int run(struct ctl *ctl)
+{
+    int r = find_runtime_dir(ctl);
+
+    if (r)
+        return r;
+    if (ctl->command->flags & CTL_VM) {
+        r = vms_choose(ctl);
+        if (r)
+            return r;
+    }
+    if (ctl->command->max_args >= 0 && ctl->arg_count > ctl->command->max_args)
+        return ctl_usage(ctl, "unexpected argument '%s'", ctl->args[ctl->command->max_args]);
+    return ctl->command->run(ctl);
+}
+
+int ctl_main(int argc, char **argv)
+{
+    struct ctl ctl;
+    bool done;
+    int r, flushed;
+
+    /* Only what encoding the terminal has: numbers stay as they are everywhere. */
+    setlocale(LC_CTYPE, "");
+    r = ctl_parse(&ctl, argc, argv, &done);
+    if (r == CTL_DONE && !done)
+        r = run(&ctl);
+    flushed = ctl_flush();
+    return r ? r : flushed;
+}

@@ -1,0 +1,45 @@
+/* Which VMs there are: the directories in the runtime directory, and who still listens in them. */
+#ifndef UMBRA_CTL_VMS_H
+#define UMBRA_CTL_VMS_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "ctl/ctl.h"
+
+struct vm_names {
+    char **names; /* sorted */
+    size_t count;
+};
+
+/* Every VM with a directory, running or not. 0 (also where the runtime directory is not there) or -errno. */
+int vms_scan(const char *runtime_dir, struct vm_names *ret);
+void vms_clear(struct vm_names *v);
+#define _cleanup_vms_ __attribute__((cleanup(vms_clear)))
+
+/* True unless it is certain that nobody listens on the VM's control socket. */
+bool vms_listening(const char *runtime_dir, const char *name);
+
+/* "a, b, c" for messages, cut short with "..." */
+const char *vms_join(const struct vm_names *v, char *buf, size_t len);
+
+/*
+ * Find out which VM is meant and put it into ctl->vm: the first argument, which is taken off ctl->args, or the only one
+ * there is (told on stderr). CTL_DONE, or the exit status with the message printed.
+ */
+int vms_choose(struct ctl *ctl);
+
+/* Path of one of the VM's files; CTL_DONE, or CTL_FAILED with the message printed. */
+int vms_path(const struct ctl *ctl, const char *file, char *buf, size_t len);
+
+/* The number in a VM's pid file; -ENOENT, -EINVAL, -errno. */
+int vms_pid_file(const char *runtime_dir, const char *name, pid_t *ret);
+
+/* The process behind a connection: the socket's other end, or what the pid file says where init made the socket; 0 when
+ * neither tells. */
+pid_t vms_daemon_pid(const char *runtime_dir, const char *name, const struct client *c);
+
+/* Seconds since a process started, or -1. */
+double vms_uptime(pid_t pid);
+
+#endif
