@@ -46,8 +46,8 @@ int machine_new(const struct config *config, struct event_base *events, const st
                 struct machine **ret);
 void machine_free(struct machine *m);
 
-/* Start vCPU threads; running, or prelaunch with --paused. */
-int machine_start(struct machine *m);
+/* Start the guest, unless --paused: then it stays in prelaunch. */
+void machine_start(struct machine *m);
 
 enum run_state machine_run_state(const struct machine *m);
 const char *machine_run_state_name(enum run_state state);
