@@ -21,7 +21,8 @@ static json_t *verdicts(const struct host_info *h)
     if (h->proven == HOST_PAGING_SHADOW)
         add_verdict(list, "paging", true, "KVM keeps shadow page tables, which a guest of this host has proven");
     else if (h->proven == HOST_PAGING_TDP)
-        add_verdict(list, "paging", false, "KVM uses nested page tables: what the MMU bookkeeping counts costs nothing here");
+        add_verdict(list, "paging", false,
+                    "KVM uses nested page tables: what the MMU bookkeeping counts costs nothing here");
     else
         add_verdict(list, "paging", false, "whether KVM keeps shadow page tables could not be proven");
     if (h->ring0_emulated)
