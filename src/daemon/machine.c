@@ -370,9 +370,9 @@ int machine_new(const struct config *config, struct event_base *events, const st
         r = open_image(m);
     if (r == 0)
         r = create_memory(m);
-    /* In a thread of its own, while the VM is made; the result is wanted in machine_start. */
+    /* Unless it is remembered, in a thread of its own while the VM is made; the result is wanted in machine_start. */
     if (r == 0)
-        r = host_probe_start(config->kvm_path, &m->probe);
+        r = host_probe_start(config->kvm_path, config->runtime_dir, &m->probe);
     if (r == 0)
         r = create_vm(m);
     if (r == 0)

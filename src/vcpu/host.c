@@ -19,8 +19,10 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/util.h"
+#include "vcpu/host-internal.h"
 #include "vcpu/stats.h"
 
+#define SYS_MODULE "/sys/module"
 #define PROBE_STACK_SIZE (256 * KiB)
 #define PROBE_TSS_ADDR 0xfffbd000ul
 /* How long the speed of ring 0 is measured at least, and how many times round a loop for that. */
@@ -361,92 +363,113 @@ int host_measure_ring0(int kvm_fd, struct host_info *info)
 
 /* -- all together -- */
 
-/* What is left to be cleaned up after the result is known. */
-struct leftovers {
+/* A probe under way: what it found, and what is left to be cleaned up. */
+struct probe_run {
+    struct host_info info;
+    struct host_proof_key key;
+    bool has_key;
+    bool remembered; /* the proof is an earlier one */
     int kvm_fd;
     bool has_vm;
     struct probe_vm vm;
 };
 
-static int probe(const char *kvm_path, struct host_info *info, struct leftovers *left)
+/* Everything that is quick: open KVM, ask, look for a proof in proof_dir (or NULL). 0 or -errno of opening KVM. */
+static int probe_ask(struct probe_run *run, const char *kvm_path, const char *proof_dir)
 {
-    int r;
-
-    *info = (struct host_info){0};
-    *left = (struct leftovers){.kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC)};
-    if (left->kvm_fd < 0)
+    *run = (struct probe_run){.kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC)};
+    if (run->kvm_fd < 0)
         return -errno;
-    host_read_module("/sys/module", info);
-    ask_capabilities(left->kvm_fd, info);
-    ask_userfaultfd(info);
-    r = probe_vm_init(&left->vm, left->kvm_fd);
-    left->has_vm = r == 0;
-    if (r == 0)
-        r = prove_paging(&left->vm, info);
-    if (r < 0)
-        add_how(info, "; not proved: %s", strerrordesc_np(-r));
+    host_read_module(SYS_MODULE, &run->info);
+    ask_capabilities(run->kvm_fd, &run->info);
+    ask_userfaultfd(&run->info);
+    run->has_key = proof_dir && host_proof_key(kvm_path, SYS_MODULE, &run->info, &run->key);
+    run->remembered = run->has_key && host_proof_load(proof_dir, &run->key, &run->info);
+    if (run->remembered)
+        add_how(&run->info, "; %u of %u INVLPGs exited, remembered",
+                run->info.proven == HOST_PAGING_SHADOW ? INVLPG_COUNT : 0, INVLPG_COUNT);
     return 0;
 }
 
-static void leftovers_clear(struct leftovers *left)
+/* The throw-away VM. */
+static void probe_prove(struct probe_run *run)
 {
-    if (left->has_vm)
-        probe_vm_clear(&left->vm);
-    fd_close(left->kvm_fd);
+    int r = probe_vm_init(&run->vm, run->kvm_fd);
+
+    run->has_vm = r == 0;
+    if (r == 0)
+        r = prove_paging(&run->vm, &run->info);
+    if (r < 0)
+        add_how(&run->info, "; not proved: %s", strerrordesc_np(-r));
+}
+
+/* The info stays. Doing it again is fine. */
+static void probe_run_clear(struct probe_run *run)
+{
+    if (run->has_vm)
+        probe_vm_clear(&run->vm);
+    run->has_vm = false;
+    run->kvm_fd = fd_close(run->kvm_fd);
 }
 
 int host_probe(const char *kvm_path, struct host_info *ret)
 {
-    struct leftovers left;
-    struct host_info info;
-    int r = probe(kvm_path, &info, &left);
+    struct probe_run run;
+    int r = probe_ask(&run, kvm_path, NULL);
 
     if (r == 0) {
-        if (left.has_vm)
-            (void)measure_ring0(&left.vm, &info);
-        *ret = info;
+        probe_prove(&run);
+        if (run.has_vm)
+            (void)measure_ring0(&run.vm, &run.info);
+        *ret = run.info;
     }
-    leftovers_clear(&left);
+    probe_run_clear(&run);
     return r;
 }
 
 struct host_probe {
+    struct probe_run run;
+    int result;
+    char *proof_dir;
+    bool threaded;
     pthread_t thread;
-    pthread_mutex_t lock; /* protects done; info and result are the thread's until it is set */
+    pthread_mutex_t lock; /* protects done; until it is set, run is the thread's, then run.info is nobody's to change */
     pthread_cond_t cond;
     bool done;
-    int result;
-    struct host_info info;
-    char path[];
 };
+
+/* With the result out: measure what nobody waits for, and remember all of it. */
+static void remember(struct host_probe *p)
+{
+    struct host_info info = p->run.info;
+
+    if (!p->run.has_key || !p->run.has_vm || info.proven == HOST_PAGING_UNKNOWN)
+        return;
+    (void)measure_ring0(&p->run.vm, &info);
+    host_proof_store(p->proof_dir, &p->run.key, &info);
+}
 
 static void *probe_thread(void *arg)
 {
     struct host_probe *p = arg;
-    struct leftovers left;
 
     pthread_setname_np(pthread_self(), "probe");
-    p->result = probe(p->path, &p->info, &left);
+    probe_prove(&p->run);
     pthread_mutex_lock(&p->lock);
     p->done = true;
     pthread_cond_signal(&p->cond);
     pthread_mutex_unlock(&p->lock);
-    leftovers_clear(&left);
+    remember(p);
+    probe_run_clear(&p->run);
     return NULL;
 }
 
-int host_probe_start(const char *kvm_path, struct host_probe **ret)
+static int start_thread(struct host_probe *p)
 {
-    struct host_probe *p = calloc(1, sizeof(*p) + strlen(kvm_path) + 1);
     sigset_t all, old;
     pthread_attr_t attr;
     int r;
 
-    if (!p)
-        return -ENOMEM;
-    strcpy(p->path, kvm_path);
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->cond, NULL);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_init(&attr);
@@ -454,10 +477,34 @@ int host_probe_start(const char *kvm_path, struct host_probe **ret)
     r = -pthread_create(&p->thread, &attr, probe_thread, p);
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    p->threaded = r == 0;
+    return r;
+}
+
+int host_probe_start(const char *kvm_path, const char *proof_dir, struct host_probe **ret)
+{
+    struct host_probe *p = calloc(1, sizeof(*p));
+    int r = 0;
+
+    if (!p)
+        return -ENOMEM;
+    p->run.kvm_fd = -1;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->cond, NULL);
+    if (proof_dir) {
+        p->proof_dir = strdup(proof_dir);
+        r = p->proof_dir ? 0 : -ENOMEM;
+    }
+    if (r == 0) {
+        p->result = probe_ask(&p->run, kvm_path, proof_dir);
+        p->done = p->result < 0 || p->run.remembered;
+        if (p->done)
+            probe_run_clear(&p->run);
+        else
+            r = start_thread(p);
+    }
     if (r < 0) {
-        pthread_cond_destroy(&p->cond);
-        pthread_mutex_destroy(&p->lock);
-        free(p);
+        host_probe_free(p);
         return r;
     }
     *ret = p;
@@ -471,7 +518,7 @@ int host_probe_wait(struct host_probe *p, struct host_info *ret)
         pthread_cond_wait(&p->cond, &p->lock);
     pthread_mutex_unlock(&p->lock);
     if (p->result == 0)
-        *ret = p->info;
+        *ret = p->run.info;
     return p->result;
 }
 
@@ -479,9 +526,12 @@ void host_probe_free(struct host_probe *p)
 {
     if (!p)
         return;
-    pthread_join(p->thread, NULL);
+    if (p->threaded)
+        pthread_join(p->thread, NULL);
+    probe_run_clear(&p->run);
     pthread_cond_destroy(&p->cond);
     pthread_mutex_destroy(&p->lock);
+    free(p->proof_dir);
     free(p);
 }
 

@@ -2,8 +2,8 @@
  * What this host's KVM offers, found by asking and by measuring: for query-host, --check-host and the refusal to start.
  *
  * Paging is proved, as parameters can lie: a throw-away VM with paging on executes INVLPGs, which leave the guest only
- * where KVM keeps shadow page tables, and the vCPU's statistics tell how many did. That VM costs 1 to 3 ms, mostly
- * waiting for the kernel; so a start does it in a thread of its own while it makes the real VM (host_probe_start).
+ * where KVM keeps shadow page tables, and the vCPU's statistics tell how many did. That VM costs 1 to 3 ms, a third of
+ * a start: so a start does it in a thread while it makes the real VM, and remembers the proof (host_probe_start).
  */
 #ifndef UMBRA_VCPU_HOST_H
 #define UMBRA_VCPU_HOST_H
@@ -34,12 +34,17 @@ struct host_info {
 int host_probe(const char *kvm_path, struct host_info *ret);
 
 /*
- * The same but for ring0_mips, in a thread: start it (0, or -errno of making the thread), wait for the result (as
- * host_probe), free it. The result is there before the throw-away VM is gone, which takes as long again: free it when
- * there is time. kvm_path is copied; wait and free are for the thread that started it; free without wait is fine.
+ * The same for a start, in a thread and without waiting for ring0_mips. What was proved is remembered in `proof_dir`
+ * (the runtime directory; NULL: nowhere) for as long as the KVM module stays loaded; then there is no throw-away VM, no
+ * thread, and ring0_mips is known.
+ *
+ * Start it (0, -ENOMEM, or -errno of making the thread), wait for the result (as host_probe), free it. The result is
+ * there before the throw-away VM is gone and the proof is written, which takes as long again: free it when there is
+ * time, and before a sandbox closes. The strings are copied; wait and free are for the thread that started it; free
+ * without wait is fine.
  */
 struct host_probe;
-int host_probe_start(const char *kvm_path, struct host_probe **ret);
+int host_probe_start(const char *kvm_path, const char *proof_dir, struct host_probe **ret);
 int host_probe_wait(struct host_probe *probe, struct host_info *ret);
 void host_probe_free(struct host_probe *probe);
 
