@@ -339,7 +339,7 @@ struct vm *machine_vm(struct machine *m)
     return &m->vm;
 }
 
-const struct host_info *machine_host(const struct machine *m)
+const struct host_info *machine_host(struct machine *m)
 {
     return &m->host;
 }
