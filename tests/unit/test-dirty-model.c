@@ -50,7 +50,11 @@ static const struct setup setups[] = {
     {.name = "ring of one entry", .size = 1 * MiB, .backend = DIRTY_RING, .vcpus = 2, .ring_entries = 1, .fail = 5,
      .steps = 3000},
     {.name = "ring, two slots, failures", .size = 3 * GiB + 33 * MiB, .backend = DIRTY_RING, .vcpus = 2,
-     .ring_entries = 128, .fail = 10, .steps = 150},
+     .ring_entries = 1024, .fail = 10, .steps = 200},
+    /* Large enough for harvests that are given back in ascending order. */
+    {.name = "large rings", .size = 40 * MiB, .backend = DIRTY_RING, .vcpus = 2, .ring_entries = 2048, .steps = 2000},
+    {.name = "large rings, failures", .size = 40 * MiB, .backend = DIRTY_RING, .vcpus = 3, .ring_entries = 1024,
+     .fail = 15, .steps = 2000},
 };
 
 struct consumer {

@@ -381,9 +381,12 @@ static int enable_cap(struct toy_vm *vm, uint32_t cap, uint64_t arg)
 
 static int set_registers(struct toy_vm *vm, struct toy_vcpu *v)
 {
-    struct kvm_segment code = {.limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
-    struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
-    struct kvm_regs regs = {.rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .r11 = BELL, .rflags = 2};
+    struct kvm_segment code = {
+        .limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
+    struct kvm_segment data = {
+        .limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
+    struct kvm_regs regs = {
+        .rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .r11 = BELL, .rflags = 2};
     struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_RUNNABLE};
     struct kvm_sregs sregs;
 
