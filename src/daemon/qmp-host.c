@@ -49,7 +49,6 @@ json_t *qmp_query_host(struct qmp_request *req)
     json_add_str(paging, "proven", host_paging_name(h->proven));
     json_add_str(paging, "how", h->how);
     json_add_bool(kernel, "emulated", h->ring0_emulated);
-    json_add_double(kernel, "mips", h->ring0_mips);
     json_add_str(kvm, "module", h->module);
     json_add_i64(kvm, "api-version", h->api_version);
     json_add_i64(kvm, "max-vcpus", h->max_vcpus);
