@@ -13,7 +13,7 @@
 const struct ctl_option ctl_global_options[] = {
     {'o', "output", "FORMAT", "table (for people, the default) or json (the daemon's own answer)"},
     {0, "runtime-dir", "DIR", "where the VMs' sockets are"},
-    {0, "reply-timeout", "SECONDS", "how long to wait for an answer (default 5)"},
+    {0, "reply-timeout", "SECONDS", "how long to wait for an answer (default 15; list: 1)"},
     {'h', "help", NULL, "print help and end"},
     {'V', "version", NULL, "print the version and end"},
     {0, NULL, NULL, NULL},
@@ -135,6 +135,7 @@ static int set_global(struct scan *s, const struct ctl_option *o, const char *va
 
         if (r < 0)
             return ctl_usage(ctl, "--reply-timeout %s: must be 0.01 to 3600 seconds", value);
+        ctl->reply_timeout_given = true;
     }
     return CTL_DONE;
 }

@@ -91,7 +91,7 @@ int client_connect(const char *path, struct client **ret, struct failure *f)
         failure_set(f, FAILURE_NO_VM, "nobody listens on %s", path);
         break;
     case EAGAIN:
-        failure_set(f, FAILURE_TIMEOUT, "%s takes no more connections", path);
+        failure_set(f, FAILURE_BUSY, "%s takes no more connections", path);
         break;
     case EACCES:
     case EPERM:

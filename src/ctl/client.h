@@ -20,6 +20,7 @@ enum failure_kind {
     FAILURE_NONE,
     FAILURE_REFUSED,  /* the daemon answered with an error */
     FAILURE_TIMEOUT,  /* no answer in time */
+    FAILURE_BUSY,     /* it takes no more connections */
     FAILURE_GONE,     /* the connection ended */
     FAILURE_NO_VM,    /* nobody listens */
     FAILURE_PROTOCOL, /* what came is no QMP */

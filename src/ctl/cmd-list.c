@@ -35,7 +35,7 @@ static void set_state(struct vm_row *row, const struct failure *f)
     static const char *const names[] = {
         [FAILURE_NONE] = "?",          [FAILURE_REFUSED] = "refuses", [FAILURE_TIMEOUT] = "no answer",
         [FAILURE_GONE] = "ending",     [FAILURE_NO_VM] = "stale",     [FAILURE_PROTOCOL] = "not QMP",
-        [FAILURE_LOCAL] = "no access",
+        [FAILURE_LOCAL] = "no access", [FAILURE_BUSY] = "no answer",
     };
 
     snprintf(row->state, sizeof(row->state), "%s", names[f->kind]);
@@ -125,7 +125,7 @@ static void ask_all(const struct ctl *ctl, struct vm_row *rows, size_t count)
 
     for (size_t i = 0; i < count; i++)
         row_connect(ctl, &rows[i]);
-    deadline = client_deadline(MIN(LIST_TIMEOUT_MS, ctl->reply_timeout_ms));
+    deadline = client_deadline(ctl->reply_timeout_given ? ctl->reply_timeout_ms : LIST_TIMEOUT_MS);
     for (size_t i = 0; i < count; i++)
         row_send(&rows[i], deadline);
     for (size_t i = 0; i < count; i++)

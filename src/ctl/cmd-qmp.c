@@ -54,11 +54,8 @@ static int one_shot(struct ctl *ctl)
     if (r)
         return r;
     if (send_request(ctl, c, request, &f) < 0 ||
-        client_answer(c, client_deadline(ctl->reply_timeout_ms), &value, NULL, &f) < 0) {
-        if (f.kind == FAILURE_TIMEOUT)
-            failure_set(&f, FAILURE_TIMEOUT, "nothing came for %g s", ctl->reply_timeout_ms / 1e3);
+        client_answer(c, client_deadline(ctl->reply_timeout_ms), &value, NULL, &f) < 0)
         return ctl_fail(ctl, &f);
-    }
     ctl_print_json(value);
     return CTL_DONE;
 }
@@ -193,10 +190,7 @@ static int converse(struct talk *t)
             ctl_error("cannot wait for input: %s", strerror(errno));
             r = CTL_FAILED;
         } else if (n == 0 && clock_ns() >= t->deadline) {
-            struct failure f;
-
-            failure_set(&f, FAILURE_TIMEOUT, "nothing came for %g s", t->ctl->reply_timeout_ms / 1e3);
-            r = ctl_fail(t->ctl, &f);
+            r = ctl_fail(t->ctl, &(struct failure){.kind = FAILURE_TIMEOUT});
         }
         if (r == CTL_DONE && n > 0 && p[0].revents)
             r = read_answers(t);

@@ -278,7 +278,7 @@ int ctl_cmd_kill(struct ctl *ctl)
     if (client_connect(path, &c, &f) < 0) {
         if (f.kind == FAILURE_LOCAL)
             return ctl_fail(ctl, &f);
-        return kill_process(ctl, f.kind == FAILURE_TIMEOUT ? "takes no more connections" : "control socket is dead");
+        return kill_process(ctl, f.kind == FAILURE_BUSY ? "takes no more connections" : "control socket is dead");
     }
     if (quit(ctl, c, &f) < 0)
         return kill_process(ctl, f.text);

@@ -17,7 +17,7 @@
 #include "ctl/client.h"
 
 #define CTL_MAX_OPTIONS 8
-#define CTL_DEFAULT_REPLY_TIMEOUT_MS 5000
+#define CTL_DEFAULT_REPLY_TIMEOUT_MS 15000
 
 /* How vmctl ends. */
 enum ctl_exit {
@@ -73,7 +73,7 @@ struct ctl {
     const char *option[CTL_MAX_OPTIONS];
     char **args; /* what is left beyond options and VM */
     int arg_count;
-    bool runtime_dir_given, help;
+    bool runtime_dir_given, reply_timeout_given, help;
 };
 
 /* All of vmctl: parse, run, flush; the exit status. */

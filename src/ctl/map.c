@@ -147,17 +147,30 @@ void map_add(struct map *m, const uint64_t *bitmap)
     m->total_pages += m->dirty_pages;
 }
 
+static uint64_t cell_size(const struct map *m, unsigned int columns, unsigned int rows)
+{
+    return MAX(m->unit_pages, power_of_two(DIV_ROUND_UP(m->span, (uint64_t)columns * rows)));
+}
+
+/* A power of two, so that rows begin at the roundest addresses; or a multiple of 16, where that makes cells smaller. */
+static unsigned int choose_columns(const struct map *m, unsigned int max_columns, unsigned int rows)
+{
+    unsigned int most = MIN(max_columns, MAP_MAX_COLUMNS), columns = 1;
+
+    while (columns * 2 <= most)
+        columns *= 2;
+    if (most >= 16 && cell_size(m, most / 16 * 16, rows) < cell_size(m, columns, rows))
+        return most / 16 * 16;
+    return columns;
+}
+
 int map_fit(struct map *m, unsigned int max_columns, unsigned int max_rows)
 {
-    unsigned int columns = 1, rows;
+    unsigned int most_rows = max_rows ? MIN(max_rows, MAP_MAX_ROWS) : 1;
+    unsigned int columns = choose_columns(m, max_columns, most_rows), rows;
+    uint64_t per_cell = cell_size(m, columns, most_rows), used = DIV_ROUND_UP(m->span, per_cell);
     struct map_cell *cells;
-    uint64_t per_cell, used;
 
-    while (columns * 2 <= MIN(max_columns, (unsigned int)MAP_MAX_COLUMNS))
-        columns *= 2;
-    max_rows = max_rows ? MIN(max_rows, (unsigned int)(MAP_MAX_CELLS / MAP_MAX_COLUMNS)) : 1;
-    per_cell = MAX(m->unit_pages, power_of_two(DIV_ROUND_UP(m->span, (uint64_t)columns * max_rows)));
-    used = DIV_ROUND_UP(m->span, per_cell);
     rows = (unsigned int)DIV_ROUND_UP(used, columns);
     cells = calloc((size_t)rows * columns, sizeof(*cells));
     if (!cells)

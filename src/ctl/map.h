@@ -15,8 +15,8 @@
 
 #define MAP_MAX_SLOTS 64
 #define MAP_PAGE_SIZE UINT64_C(4096)
-#define MAP_MAX_COLUMNS 128
-#define MAP_MAX_CELLS (MAP_MAX_COLUMNS * 512)
+#define MAP_MAX_COLUMNS 256u
+#define MAP_MAX_ROWS 512u
 #define MAP_MAX_UNITS 65536
 #define MAP_LEVELS 8 /* 0: nothing was written */
 

@@ -49,8 +49,10 @@ int ctl_fail(const struct ctl *ctl, const struct failure *failure)
 {
     switch (failure->kind) {
     case FAILURE_TIMEOUT:
-        ctl_error("%s does not answer: %s", ctl->vm, failure->text);
+        /* A number is what a person can act on. */
+        ctl_error("%s does not answer: nothing came for %g s", ctl->vm, ctl->reply_timeout_ms / 1e3);
         return CTL_NO_VM;
+    case FAILURE_BUSY:
     case FAILURE_GONE:
     case FAILURE_NO_VM:
         ctl_error("%s: %s", ctl->vm, failure->text);

@@ -7,14 +7,6 @@
 #include "ctl/ctl.h"
 #include "ctl/vms.h"
 
-/* Say how long was waited, because a number is what a person can act on. */
-static int fail(const struct ctl *ctl, struct failure *f)
-{
-    if (f->kind == FAILURE_TIMEOUT)
-        failure_set(f, FAILURE_TIMEOUT, "nothing came for %g s", ctl->reply_timeout_ms / 1e3);
-    return ctl_fail(ctl, f);
-}
-
 int ctl_connect(const struct ctl *ctl, struct client **ret)
 {
     struct client *c = NULL;
@@ -27,11 +19,11 @@ int ctl_connect(const struct ctl *ctl, struct client **ret)
     if (client_connect(path, &c, &f) < 0) {
         if (f.kind == FAILURE_NO_VM)
             failure_set(&f, FAILURE_NO_VM, "not running (nobody listens on %s)", path);
-        return f.kind == FAILURE_TIMEOUT ? ctl_fail(ctl, &f) : fail(ctl, &f);
+        return ctl_fail(ctl, &f);
     }
     if (client_negotiate(c, ctl->reply_timeout_ms, &f) < 0) {
         client_close(c);
-        return fail(ctl, &f);
+        return ctl_fail(ctl, &f);
     }
     *ret = c;
     return CTL_DONE;
@@ -43,7 +35,7 @@ int ctl_ask(const struct ctl *ctl, struct client *client, const char *command, j
 
     if (client_call(client, command, arguments, ctl->reply_timeout_ms, ret, NULL, &f) == 0)
         return CTL_DONE;
-    return fail(ctl, &f);
+    return ctl_fail(ctl, &f);
 }
 
 int ctl_ask_maybe(const struct ctl *ctl, struct client *client, const char *command, json_t *arguments, json_t **ret)
@@ -56,5 +48,5 @@ int ctl_ask_maybe(const struct ctl *ctl, struct client *client, const char *comm
         *ret = NULL;
         return CTL_DONE;
     }
-    return fail(ctl, &f);
+    return ctl_fail(ctl, &f);
 }

@@ -118,25 +118,41 @@ static bool grow_output(struct qmp_client *c, size_t more)
     return grow(&c->out, &c->out_cap, c->out_len, more);
 }
 
-static void queue(struct qmp_client *c, const char *data, size_t len)
+/* Queue what is left of a message after `taken` bytes of it, which fd goes with. False when the client is to go. */
+static bool queue_rest(struct qmp_client *c, const struct iovec *iov, size_t count, size_t taken, size_t rest, int fd)
 {
-    memcpy(c->out + c->out_len, data, len);
-    c->out_len += len;
+    if (qmp_client_waiting(c) + rest > QMP_MAX_QUEUE || !grow_output(c, rest)) {
+        log_warn_limited("control client (pid %d, uid %u) does not read: %zu bytes are waiting, the limit is %u",
+                         (int)c->pid, (unsigned int)c->uid, qmp_client_waiting(c) + rest, QMP_MAX_QUEUE);
+        fd_close(fd);
+        return false;
+    }
+    if (fd >= 0) {
+        /* A request is carried out only when nothing but its own events is waiting. */
+        c->out_fd = fd;
+        c->out_fd_at = c->out_len;
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t skip = MIN(taken, iov[i].iov_len);
+
+        memcpy(c->out + c->out_len, (const char *)iov[i].iov_base + skip, iov[i].iov_len - skip);
+        c->out_len += iov[i].iov_len - skip;
+        taken -= skip;
+    }
+    return true;
 }
 
-/* Send a line, or as much as the socket takes and queue the rest. fd goes with its first byte and is closed here. */
-static void client_send(struct qmp_client *c, const char *text, size_t len, int fd)
+/* Send a message, or as much as the socket takes and queue the rest. fd goes with its first byte and is closed here. */
+static void client_send(struct qmp_client *c, struct iovec *iov, size_t count, int fd)
 {
-    struct iovec iov[] = {
-        {.iov_base = (void *)(uintptr_t)text, .iov_len = len},
-        {.iov_base = (void *)(uintptr_t)END_OF_LINE, .iov_len = strlen(END_OF_LINE)},
-    };
-    size_t total = len + strlen(END_OF_LINE);
     bool was_empty = qmp_client_waiting(c) == 0;
+    size_t total = 0;
     ssize_t n = 0;
 
+    for (size_t i = 0; i < count; i++)
+        total += iov[i].iov_len;
     if (!c->dead && was_empty)
-        n = send_some(c->fd, iov, ARRAY_SIZE(iov), fd);
+        n = send_some(c->fd, iov, count, fd);
     if (c->dead || n < 0) {
         fd_close(fd);
         client_kill(c);
@@ -146,59 +162,64 @@ static void client_send(struct qmp_client *c, const char *text, size_t len, int 
         fd = fd_close(fd);
     if ((size_t)n == total)
         return;
-
-    total -= (size_t)n;
-    if (qmp_client_waiting(c) + total > QMP_MAX_QUEUE || !grow_output(c, total)) {
-        log_warn_limited("control client (pid %d, uid %u) does not read: %zu bytes are waiting, the limit is %u",
-                         (int)c->pid, (unsigned int)c->uid, qmp_client_waiting(c) + total, QMP_MAX_QUEUE);
-        fd_close(fd);
-        client_kill(c);
-        return;
-    }
-    if (fd >= 0) {
-        /* A request is carried out only when nothing but its own events is waiting. */
-        c->out_fd = fd;
-        c->out_fd_at = c->out_len;
-    }
-    if ((size_t)n < len)
-        queue(c, text + n, len - (size_t)n);
-    queue(c, &END_OF_LINE[(size_t)n > len ? (size_t)n - len : 0], MIN(total, strlen(END_OF_LINE)));
-    if (was_empty && event_add(&c->writable, &c->server->stall) < 0)
+    if (!queue_rest(c, iov, count, (size_t)n, total - (size_t)n, fd) ||
+        (was_empty && event_add(&c->writable, &c->server->stall) < 0))
         client_kill(c);
 }
 
-/* Send a JSON object (NULL: memory ran out on the way to it), in ASCII. */
-static void client_send_object(struct qmp_client *c, const json_t *object, int fd)
+static struct iovec piece(const char *text, size_t len)
 {
-    static const char no_memory[] = "{\"error\":{\"class\":\"GenericError\",\"desc\":\"out of memory\"}}";
-    _cleanup_free_ char *copy = NULL;
-    size_t len;
-    const char *text = object ? qmp_text(object, &len, &copy) : NULL;
+    return (struct iovec){.iov_base = (void *)(uintptr_t)text, .iov_len = len};
+}
 
-    if (text) {
-        client_send(c, text, len, fd);
-    } else {
-        fd_close(fd);
-        client_send(c, no_memory, strlen(no_memory), -1);
+#define LITERAL(text) piece(text, strlen(text))
+
+/* Send an answer, and the descriptor that it has. */
+static void client_send_answer(struct qmp_client *c, struct qmp_answer *answer)
+{
+    static const char no_memory[] = "{\"class\":\"GenericError\",\"desc\":\"out of memory\"}";
+    _cleanup_free_ char *copy = NULL, *id_copy = NULL;
+    size_t len = answer->text_len, id_len = strlen("null");
+    const char *text = answer->text, *id = answer->id ? qmp_text(answer->id, &id_len, &id_copy) : "null";
+    struct iovec iov[5];
+    size_t n = 0;
+
+    if (!text && answer->value)
+        text = qmp_text(answer->value, &len, &copy);
+    if (!text || !id) {
+        answer->is_error = true;
+        text = no_memory;
+        len = strlen(no_memory);
     }
+    iov[n++] = answer->is_error ? LITERAL("{\"error\":") : LITERAL("{\"return\":");
+    iov[n++] = piece(text, len);
+    if (answer->has_id && id) {
+        iov[n++] = LITERAL(",\"id\":");
+        iov[n++] = piece(id, id_len);
+    }
+    iov[n++] = LITERAL("}" END_OF_LINE);
+    client_send(c, iov, n, take_fd(answer->fd));
 }
 
 static void client_send_error(struct qmp_client *c, const char *desc)
 {
-    _cleanup_json_ json_t *object = qmp_error_object(QMP_GENERIC_ERROR, desc);
+    struct qmp_answer answer = {.is_error = true, .value = qmp_error_value(QMP_GENERIC_ERROR, desc), .fd = -1};
 
-    client_send_object(c, object, -1);
+    client_send_answer(c, &answer);
+    qmp_answer_clear(&answer);
 }
 
 void qmp_client_event(struct qmp_client *c, const char *text, size_t len)
 {
+    struct iovec iov[] = {piece(text, len), LITERAL(END_OF_LINE)};
+
     if (c->dead || !c->session.negotiated)
         return;
     if (qmp_client_waiting(c) + len > QMP_MAX_QUEUE / 2) {
         c->dropped++;
         return;
     }
-    client_send(c, text, len, -1);
+    client_send(c, iov, ARRAY_SIZE(iov), -1);
 }
 
 static void output_done(struct qmp_client *c)
@@ -260,8 +281,8 @@ static void run_request(struct qmp_client *c, const char *text, size_t len)
 {
     struct qmp_answer answer = qmp_execute(&c->session, c->server->tokener, text, len);
 
-    client_send_object(c, answer.object, answer.fd);
-    json_object_put(answer.object);
+    client_send_answer(c, &answer);
+    qmp_answer_clear(&answer);
 }
 
 /* Carry out the requests in data; true when it had to stop before the end of them. */
@@ -381,10 +402,23 @@ static void on_readable(evutil_socket_t fd, short what, void *opaque)
 
 /* -- life -------------------------------------------------------------------- */
 
+static void client_send_greeting(struct qmp_client *c)
+{
+    _cleanup_json_ json_t *greeting = qmp_greeting();
+    _cleanup_free_ char *copy = NULL;
+    size_t len;
+    const char *text = greeting ? qmp_text(greeting, &len, &copy) : NULL;
+    struct iovec iov[] = {text ? piece(text, len) : LITERAL(""), LITERAL(END_OF_LINE)};
+
+    if (text)
+        client_send(c, iov, ARRAY_SIZE(iov), -1);
+    else
+        client_kill(c);
+}
+
 struct qmp_client *qmp_client_new(struct qmp_server *s, int fd, bool read_only)
 {
     struct qmp_client *c = calloc(1, sizeof(*c));
-    _cleanup_json_ json_t *greeting = NULL;
     struct ucred cred = {0};
     socklen_t len = sizeof(cred);
 
@@ -408,8 +442,7 @@ struct qmp_client *qmp_client_new(struct qmp_server *s, int fd, bool read_only)
     event_assign(&c->readable, s->events, fd, EV_READ | EV_PERSIST, on_readable, c);
     event_assign(&c->writable, s->events, fd, EV_WRITE | EV_PERSIST, on_writable, c);
     set_reading(c, true);
-    greeting = qmp_greeting();
-    client_send_object(c, greeting, -1);
+    client_send_greeting(c);
     return c;
 }
 

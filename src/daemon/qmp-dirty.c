@@ -12,9 +12,9 @@
 #include "base/fd.h"
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
-#include "daemon/json-ranges.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
+#include "daemon/range-text.h"
 #include "mmu/dirty.h"
 #include "vcpu/vm.h"
 
@@ -113,36 +113,45 @@ json_t *qmp_dirty_log_ack(struct qmp_request *req)
 
 /* -- snapshots --------------------------------------------------------------- */
 
-/* The snapshot's pages as runs of guest frames. False with the error set: nothing is lost, the epoch comes back. */
-static bool add_ranges(struct qmp_request *req, json_t *answer, const struct mem *mem,
-                       const struct dirty_snapshot *snapshot)
+/* Write the answer with the snapshot's pages as runs of guest frames. 0, -E2BIG (too many), -ENOMEM. */
+static int write_ranges(struct range_text *t, const struct mem *mem, const struct dirty_snapshot *snapshot)
 {
-    struct json_ranges text = {0};
     struct dirty_range chunk[RANGES_CHUNK];
     size_t n, total = 0;
     pfn_t cursor = 0;
-    json_t *array;
+    int r = range_text_printf(t, "{\"epoch\":%" PRIu64 ",\"pages\":%" PRIu64 ",\"ranges\":[", snapshot->epoch,
+                              snapshot->pages);
 
-    while ((n = dirty_ranges(mem, snapshot, &cursor, chunk, RANGES_CHUNK)) > 0) {
+    while (r == 0 && (n = dirty_ranges(mem, snapshot, &cursor, chunk, RANGES_CHUNK)) > 0) {
         total += n;
-        if (total > RANGES_MAX || json_ranges_reserve(&text, n) < 0) {
-            json_ranges_clear(&text);
-            qmp_error_set(&req->error, QMP_GENERIC_ERROR,
-                          total > RANGES_MAX ? "the dirty pages make more than %d ranges, use format bitmap; no page is lost"
-                                             : "no memory for %d ranges; no page is lost",
-                          total > RANGES_MAX ? RANGES_MAX : (int)total);
-            return false;
-        }
-        for (size_t i = 0; i < n; i++)
-            json_ranges_add(&text, chunk[i].gfn, chunk[i].pages);
+        r = total > RANGES_MAX ? -E2BIG : range_text_reserve(t, n);
+        for (size_t i = 0; r == 0 && i < n; i++)
+            range_text_add(t, chunk[i].gfn, chunk[i].pages);
     }
-    array = json_ranges_finish(&text);
-    if (!array) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "no memory for %zu ranges; no page is lost", total);
-        return false;
+    if (r == 0)
+        r = range_text_printf(t, "],\"lost\":%s,\"harvest-us\":%" PRIu64 "}", snapshot->lost ? "true" : "false",
+                              snapshot->harvest_ns / NSEC_PER_USEC);
+    return r;
+}
+
+/* Sets the answer's text, or the error: then nothing is lost, the epoch comes back. */
+static void answer_ranges(struct qmp_request *req, const struct mem *mem, const struct dirty_snapshot *snapshot)
+{
+    struct range_text text = {0};
+    int r = write_ranges(&text, mem, snapshot);
+
+    if (r == 0) {
+        req->text = text.data;
+        req->text_len = text.len;
+        return;
     }
-    json_add(answer, "ranges", array);
-    return true;
+    range_text_clear(&text);
+    if (r == -E2BIG)
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR,
+                      "the dirty pages make more than %d ranges, use format bitmap; no page is lost", RANGES_MAX);
+    else
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "ranges of %" PRIu64 " pages: %s; no page is lost", snapshot->pages,
+                      strerror(-r));
 }
 
 /* A memfd with the bitmap that nobody can change any more, or -errno. */
@@ -195,14 +204,30 @@ static bool add_bitmap(struct qmp_request *req, json_t *answer, const struct mem
     return true;
 }
 
+/* The answer without ranges; NULL with the error set. */
+static json_t *answer_object(struct qmp_request *req, struct vm *vm, const struct dirty_snapshot *snapshot, bool bitmap)
+{
+    json_t *answer = json_object_new_object();
+
+    json_add_u64(answer, "epoch", snapshot->epoch);
+    json_add_u64(answer, "pages", snapshot->pages);
+    if (bitmap && !add_bitmap(req, answer, vm_mem(vm), snapshot->bitmap, dirty_log_words(vm_dirty_log(vm)))) {
+        json_object_put(answer);
+        return NULL;
+    }
+    json_add_bool(answer, "lost", snapshot->lost);
+    json_add_u64(answer, "harvest-us", snapshot->harvest_ns / NSEC_PER_USEC);
+    return answer;
+}
+
 json_t *qmp_dirty_log_snapshot(struct qmp_request *req)
 {
     struct vm *vm = machine_vm(req->machine);
     struct dirty_log *log = vm_dirty_log(vm);
     const char *name = consumer_name(req), *format = "count";
     struct dirty_snapshot snapshot;
-    bool peek = false, good = true;
-    json_t *answer;
+    json_t *answer = NULL;
+    bool peek = false;
     int r;
 
     if (!name)
@@ -212,20 +237,11 @@ json_t *qmp_dirty_log_snapshot(struct qmp_request *req)
     r = dirty_log_snapshot_lock(log, name, peek, &snapshot);
     if (r < 0)
         return consumer_error(req, name, r);
-    answer = json_object_new_object();
-    json_add_u64(answer, "epoch", snapshot.epoch);
-    json_add_u64(answer, "pages", snapshot.pages);
     if (strcmp(format, "ranges") == 0)
-        good = add_ranges(req, answer, vm_mem(vm), &snapshot);
-    else if (strcmp(format, "bitmap") == 0)
-        good = add_bitmap(req, answer, vm_mem(vm), snapshot.bitmap, dirty_log_words(log));
+        answer_ranges(req, vm_mem(vm), &snapshot);
+    else
+        answer = answer_object(req, vm, &snapshot, strcmp(format, "bitmap") == 0);
     dirty_log_unlock(log);
-    if (!good) {
-        json_object_put(answer);
-        return NULL;
-    }
-    json_add_bool(answer, "lost", snapshot.lost);
-    json_add_u64(answer, "harvest-us", snapshot.harvest_ns / NSEC_PER_USEC);
     return answer;
 }
 

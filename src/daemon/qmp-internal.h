@@ -24,7 +24,7 @@ json_t *qmp_version(void);
 #define QMP_VCPU_PATH_MAX 32
 void qmp_vcpu_path(unsigned int index, char path[QMP_VCPU_PATH_MAX]);
 
-/* Statistics sources, opened at the first question and kept. Main thread. */
+/* Statistics sources. Made before vCPUs run, else it waits for them. Main thread. */
 struct qmp_stats;
 int qmp_stats_new(struct machine *machine, struct qmp_stats **ret);
 void qmp_stats_free(struct qmp_stats *stats);

@@ -27,15 +27,14 @@ enum provider { PROVIDER_KVM, PROVIDER_UMBRA, PROVIDERS };
 /* Instead of a vCPU's index. */
 #define OF_VM -1
 
-struct source {
-    bool tried;
-    struct kvm_stats_source *kvm; /* NULL where KVM gives none */
-};
-
+/*
+ * The sources are opened before the guest runs: KVM_GET_STATS_FD on a vCPU waits until it leaves KVM_RUN, which an idle one
+ * never does. Reading an open source waits for nobody.
+ */
 struct qmp_stats {
     struct machine *machine;
-    struct source vm;
-    struct source vcpus[VM_MAX_VCPUS];
+    struct kvm_stats_source *vm; /* NULL where KVM gives none */
+    struct kvm_stats_source *vcpus[VM_MAX_VCPUS];
 };
 
 static const char *const provider_names[] = {[PROVIDER_KVM] = "kvm", [PROVIDER_UMBRA] = "umbra"};
@@ -85,30 +84,31 @@ static const struct own_stat vcpu_stats[] = {
 
 /* -- KVM's ------------------------------------------------------------------- */
 
-/* KVM's statistics of the VM or of one vCPU, or NULL. */
-static struct kvm_stats_source *kvm_source(struct qmp_stats *s, int vcpu)
+/* KVM's statistics of the VM or of one vCPU; NULL where it gives none. */
+static struct kvm_stats_source *kvm_source(const struct qmp_stats *s, int vcpu)
 {
-    struct source *source = vcpu == OF_VM ? &s->vm : &s->vcpus[vcpu];
-    struct vm *vm = machine_vm(s->machine);
+    return vcpu == OF_VM ? s->vm : s->vcpus[vcpu];
+}
 
-    if (!source->tried) {
-        int fd = vcpu == OF_VM ? vm_fd(vm) : vcpu_fd(vm_vcpu(vm, (unsigned int)vcpu));
-        int r = stats_open(fd, &source->kvm);
+static void open_source(int fd, struct kvm_stats_source **ret)
+{
+    int r = stats_open(fd, ret);
 
-        source->tried = true;
-        if (r < 0)
-            log_warn_errno(r, "KVM gives no statistics of %s", vcpu == OF_VM ? "the VM" : "a vCPU");
-    }
-    return source->kvm;
+    if (r < 0)
+        log_warn_errno(r, "KVM gives no statistics");
 }
 
 int qmp_stats_new(struct machine *machine, struct qmp_stats **ret)
 {
     struct qmp_stats *s = calloc(1, sizeof(*s));
+    struct vm *vm = machine_vm(machine);
 
     if (!s)
         return -ENOMEM;
     s->machine = machine;
+    open_source(vm_fd(vm), &s->vm);
+    for (unsigned int i = 0; s->vm && i < vm_cpus(vm); i++)
+        open_source(vcpu_fd(vm_vcpu(vm, i)), &s->vcpus[i]);
     *ret = s;
     return 0;
 }
@@ -117,11 +117,11 @@ void qmp_stats_free(struct qmp_stats *s)
 {
     if (!s)
         return;
-    if (s->vm.kvm)
-        stats_close(s->vm.kvm);
+    if (s->vm)
+        stats_close(s->vm);
     for (size_t i = 0; i < ARRAY_SIZE(s->vcpus); i++)
-        if (s->vcpus[i].kvm)
-            stats_close(s->vcpus[i].kvm);
+        if (s->vcpus[i])
+            stats_close(s->vcpus[i]);
     free(s);
 }
 

@@ -57,6 +57,9 @@ struct qmp_request {
     const json_t *args; /* checked against the command's spec; NULL when none were given (the readers take that) */
     /* Out: a descriptor to pass with the answer (SCM_RIGHTS), owned by the server from then on; -1 for none. */
     int reply_fd;
+    /* Out: the value of "return" as JSON text in ASCII, for what is too large for objects; the server frees it. */
+    char *text;
+    size_t text_len;
     struct qmp_error error;
 };
 
@@ -69,7 +72,10 @@ struct qmp_command {
     unsigned int flags;
     const struct qmp_arg *args; /* ends with a NULL name; NULL for none */
     const char *help; /* one sentence, as the manual has it */
-    /* The value of "return" (consumed by the server), or NULL with req->error set. Main thread; must not wait for a guest. */
+    /*
+     * The value of "return" (consumed by the server), or NULL with req->error or req->text set. Main thread; must not wait
+     * for a guest.
+     */
     json_t *(*run)(struct qmp_request *req);
 };
 
@@ -88,11 +94,18 @@ struct qmp_session {
     bool negotiated;
 };
 
-/* An answer: one object, the caller's to put (NULL when out of memory), and a descriptor to pass with it or -1. */
+/* An answer, all of it the caller's; {0} with fd -1 is empty. */
 struct qmp_answer {
-    json_t *object;
-    int fd;
+    bool is_error;
+    json_t *value; /* of "return" or "error"; NULL without text: out of memory */
+    char *text;    /* the value as text instead, text_len bytes */
+    size_t text_len;
+    bool has_id;
+    json_t *id; /* NULL is JSON's null */
+    int fd;     /* to pass with it, or -1 */
 };
+
+void qmp_answer_clear(struct qmp_answer *answer);
 
 /*
  * Carry out one request, the text of one JSON object or array that qmp_frame_scan cut out (which checked its
@@ -100,7 +113,7 @@ struct qmp_answer {
  */
 struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *tokener, const char *text, size_t len);
 
-/* The answer that tells of an error outside of any request. */
-json_t *qmp_error_object(enum qmp_class class, const char *desc);
+/* The value of "error"; NULL when out of memory. */
+json_t *qmp_error_value(enum qmp_class class, const char *desc);
 
 #endif

@@ -10,23 +10,7 @@
 #include "base/bitmap.h"
 #include "base/util.h"
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SANITIZE_THREAD
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define SANITIZE_THREAD
-#endif
-
-/*
- * Instructions that are not in the x86-64 base line; without them the same code is only slower. Which clone to take is
- * resolved before the thread sanitizer is ready, which crashes it.
- */
-#ifdef SANITIZE_THREAD
-#define FAST
-#else
-#define FAST __attribute__((target_clones("default,popcnt,avx2")))
-#endif
+#define FAST CPU_CLONES("default,popcnt,avx2")
 
 /* 32 bytes: one AVX2 register, or two of SSE2. */
 typedef uint64_t vec __attribute__((vector_size(32)));

@@ -16,7 +16,7 @@
  *     raw TEXT             these bytes and a line end
  *     fill N               answer with a string of N bytes
  *     bitmap EPOCH BITS FIRST:COUNT...   answer to dirty-log-snapshot, with a memfd; "short" before BITS makes it too short
- *     echo                 console: send back what comes
+ *     echo                 console: send back what comes, and close when nothing more can come
  *     close                this connection
  *     exit                 remove the sockets and the pid file and end
  *     die                  end and leave everything behind
@@ -414,7 +414,7 @@ static void read_client(struct client *c)
     char chunk[65536], *end;
     ssize_t n = recv(c->fd, chunk, sizeof(chunk), 0);
 
-    if (n == 0 && c->console && !c->quiet) {
+    if (n == 0 && c->console && !c->echo && !c->quiet) {
         c->quiet = true;
         return;
     }

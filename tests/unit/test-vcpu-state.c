@@ -564,6 +564,52 @@ static void test_go_on_in_another_vm(void **state)
     guest_free(&h);
 }
 
+/* A reset leaves nothing of what the guest did, but for the entry it was given; and the guest runs from there. */
+static void test_reset(void **state)
+{
+    struct vcpu_entry entry = {.regs = {.rip = 0x1234, .rflags = 2}};
+    struct guest g, fresh;
+    struct saved power_on, after;
+    uint64_t rip = 0;
+
+    if (no_kvm())
+        skip();
+    guest_new(&fresh);
+    save(fresh.vm, &power_on);
+    guest_new(&g);
+    write_guest(g.mem);
+    for (unsigned int i = 0; i < CPUS; i++)
+        prepare_vcpu(g.vm, i);
+    set_marks(g.vm, 5);
+    assert_int_equal(vm_start(g.vm), 0);
+    vm_resume(g.vm);
+    wait_for_progress(&g, 10000);
+    vm_pause(g.vm);
+    ASK(vcpu_fd(vm_vcpu(fresh.vm, 0)), KVM_GET_SREGS, &entry.sregs);
+    assert_int_equal(vm_reset(g.vm, &entry), 0);
+    save(g.vm, &after);
+    assert_int_equal(state_get_u64(&after.r, state_find(&after.r, "vcpu", 0), "regs.rip", &rip), 0);
+    assert_int_equal(rip, 0x1234);
+    for (uint32_t i = 0; i < power_on.r.count; i++) {
+        const struct state_section *s = &power_on.r.sections[i];
+
+        if (strcmp(s->name, "vcpu") != 0 || s->instance != 0)
+            assert_true(compare_section(&power_on, &after, s) > 0 || strcmp(s->name, "clock") == 0);
+    }
+    saved_clear(&power_on);
+    saved_clear(&after);
+    guest_free(&fresh);
+
+    memset(mem_ptr(g.mem, 0, MEM_SIZE), 0, MEM_SIZE);
+    write_guest(g.mem);
+    for (unsigned int i = 0; i < CPUS; i++)
+        prepare_vcpu(g.vm, i);
+    vm_resume(g.vm);
+    wait_for_progress(&g, 10000);
+    check_results(&g);
+    guest_free(&g);
+}
+
 /* Write the state again with one field changed: its name, its length, its bytes, or left out (len SIZE_MAX). */
 struct change {
     const char *section, *field;
@@ -712,6 +758,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_save_garbage_load),
         cmocka_unit_test(test_go_on_in_another_vm),
+        cmocka_unit_test(test_reset),
         cmocka_unit_test(test_bad_state_is_refused),
         cmocka_unit_test(test_too_much_is_refused),
     };
