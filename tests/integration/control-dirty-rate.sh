@@ -27,7 +27,7 @@ in_answer() {
 for backend in bitmap ring; do
     vm=rate-$backend mode=dirty-$backend
     [ $backend = bitmap ] && other=dirty-ring || other=dirty-bitmap
-    vm_start_guest $vm dirtier "mode=auto rate=0 pattern=random" --memory 64M --dirty-log $backend
+    vm_start_guest $vm dirtier "mode=auto rate=4000 pattern=random" --memory 64M --dirty-log $backend
     vm_expect $vm '^dirtier: t=.*writes=[1-9]' 60 || bail "the dirtier does not write"
     is "$(qmp $vm query-dirty-rate | jq -c '[.status, has("dirty-rate")]')" '["unstarted",false]' "$backend: not measured yet"
     like "$(qmp $vm calc-dirty-rate "{\"calc-time\":1,\"mode\":\"$other\"}" 2>&1)" "$other is not enabled" "$backend: $other is refused"
