@@ -385,20 +385,28 @@ void chardev_stream_note(struct chardev_stream *s, const char *fmt, ...)
 
 void chardev_drain(struct chardev *c, int timeout_ms)
 {
-    uint64_t now = clock_ns(), end = now + (uint64_t)MAX(timeout_ms, 0) * NSEC_PER_MSEC;
+    uint64_t end = clock_ns() + (uint64_t)MAX(timeout_ms, 0) * NSEC_PER_MSEC;
+    bool last = false;
 
     for (;;) {
         struct pollfd fds[CHARDEV_MAX_CLIENTS];
         struct chardev_stream *s;
+        uint64_t now = clock_ns();
         nfds_t n = 0;
+        int ready;
 
         chardev_flush(c);
         list_for_each(s, &c->streams, node)
             if (s->blocked && n < ARRAY_SIZE(fds))
                 fds[n++] = (struct pollfd){.fd = s->out_fd, .events = POLLOUT};
-        now = clock_ns();
-        if (!n || now >= end || poll(fds, n, (int)((end - now) / NSEC_PER_MSEC + 1)) <= 0)
+        if (!n || last)
             return;
+        last = now >= end;
+        ready = poll(fds, n, last ? 0 : (int)((end - now) / NSEC_PER_MSEC + 1));
+        if (ready == 0 || (ready < 0 && errno != EINTR))
+            return;
+        if (ready < 0)
+            continue;
         list_for_each(s, &c->streams, node)
             for (nfds_t i = 0; i < n; i++)
                 if (s->blocked && fds[i].fd == s->out_fd && fds[i].revents)
