@@ -20,7 +20,7 @@ void bitmap_or(uint64_t *dst, const uint64_t *src, size_t words)
         dst[i] |= src[i];
 }
 
-CPU_CLONES("default,popcnt") static uint64_t count_words(const uint64_t *map, size_t words)
+static uint64_t count_words(const uint64_t *map, size_t words)
 {
     uint64_t n = 0;
 

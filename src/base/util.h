@@ -33,16 +33,6 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/*
- * CPU_CLONES("default,popcnt"): compile a function once for each, and take the one that the CPU can run; popcnt and AVX2 are
- * not in the x86-64 base line. Not under sanitizers, which instrument the choice too, before they are ready for it.
- */
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || defined(__clang__)
-#define CPU_CLONES(targets)
-#else
-#define CPU_CLONES(targets) __attribute__((target_clones(targets)))
-#endif
-
 /* align must be a power of two. */
 static inline uint64_t align_down(uint64_t v, uint64_t align)
 {

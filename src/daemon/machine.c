@@ -397,10 +397,6 @@ int machine_new(const struct config *config, struct event_base *events, const st
         r = open_console(m);
     if (r == 0)
         r = create_devices(m);
-    if (r == 0)
-        r = check_paging(m);
-    if (r == 0)
-        r = load(m, false);
     if (r < 0) {
         machine_free(m);
         return r;
@@ -433,13 +429,20 @@ static void on_console_quit(void *opaque)
     machine_quit(opaque);
 }
 
-void machine_start(struct machine *m)
+int machine_start(struct machine *m)
 {
+    int r = check_paging(m);
+
+    if (r == 0)
+        r = load(m, false);
+    if (r < 0)
+        return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
     if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
         vm_resume(m->vm);
     }
+    return 0;
 }
 
 /* -- run state -- */

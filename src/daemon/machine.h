@@ -41,13 +41,16 @@ struct machine_observer {
     void *opaque;
 };
 
-/* Put everything together; no vCPU runs yet. Logs what is wrong; -errno. `config` must outlive the machine. */
+/* Put everything together; vCPU 0 may be at the proof of paging, no other runs. Logs what is wrong; -errno. `config` must outlive the machine. */
 int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
                 struct machine **ret);
 void machine_free(struct machine *m);
 
-/* Start the guest, unless --paused: then it stays in prelaunch. */
-void machine_start(struct machine *m);
+/*
+ * Load the guest and start it, unless --paused: then it stays in prelaunch. Refuses where paging is not what was asked for.
+ * Logs what is wrong; -errno. What can be done without the result of the proof is best done before.
+ */
+int machine_start(struct machine *m);
 
 enum run_state machine_run_state(const struct machine *m);
 const char *machine_run_state_name(enum run_state state);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -116,7 +117,7 @@ static int start(struct daemon *d)
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
-        machine_start(d->machine);
+        r = machine_start(d->machine);
     return r;
 }
 
@@ -175,6 +176,8 @@ int main(int argc, char **argv)
     char error[CONFIG_ERROR_MAX] = "";
     int r, status;
 
+    /* No arena for each thread that allocates: the threads hardly do, and each costs a few system calls and some memory. */
+    mallopt(M_ARENA_MAX, 1);
     config_init(&d.config);
     r = config_parse_args(&d.config, argc, argv, error);
     if (r == 0 && d.config.action <= CONFIG_CHECK_CONFIG)

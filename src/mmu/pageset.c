@@ -6,11 +6,23 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/platform/x86.h>
 
 #include "base/bitmap.h"
 #include "base/util.h"
 
-#define FAST CPU_CLONES("default,popcnt,avx2")
+/*
+ * The inner loops are compiled twice, and cpu_is_fast() tells which to run. Not by the compiler's function clones: what
+ * chooses among those executes CPUID two dozen times at every start, 5 us each where a hypervisor traps it. The C library
+ * has asked already.
+ */
+#define FAST __attribute__((target("popcnt,avx2")))
+#define INLINE static inline __attribute__((always_inline))
+
+static bool cpu_is_fast(void)
+{
+    return CPU_FEATURE_ACTIVE(POPCNT) && CPU_FEATURE_ACTIVE(AVX2);
+}
 
 /* 32 bytes: one AVX2 register, or two of SSE2. */
 typedef uint64_t vec __attribute__((vector_size(32)));
@@ -80,7 +92,7 @@ void page_set_fill(struct page_set *set)
     set->pages = set->limit;
 }
 
-FAST static uint64_t merge_group(uint64_t *dst, const uint64_t *src)
+INLINE uint64_t merge_group(uint64_t *dst, const uint64_t *src)
 {
     uint64_t added = 0;
 
@@ -91,11 +103,10 @@ FAST static uint64_t merge_group(uint64_t *dst, const uint64_t *src)
     return added;
 }
 
-uint64_t page_set_merge(struct page_set *dst, const struct page_set *src)
+INLINE uint64_t merge_groups(struct page_set *dst, const struct page_set *src)
 {
     uint64_t added = 0;
 
-    assert(dst->limit == src->limit);
     for (size_t i = 0; i < src->groups_words; i++) {
         for (uint64_t bits = src->groups[i]; bits; bits &= bits - 1) {
             size_t group = i * 64 + (size_t)__builtin_ctzll(bits);
@@ -104,6 +115,20 @@ uint64_t page_set_merge(struct page_set *dst, const struct page_set *src)
         }
         dst->groups[i] |= src->groups[i];
     }
+    return added;
+}
+
+FAST static uint64_t merge_groups_fast(struct page_set *dst, const struct page_set *src)
+{
+    return merge_groups(dst, src);
+}
+
+uint64_t page_set_merge(struct page_set *dst, const struct page_set *src)
+{
+    uint64_t added;
+
+    assert(dst->limit == src->limit);
+    added = cpu_is_fast() ? merge_groups_fast(dst, src) : merge_groups(dst, src);
     dst->pages += added;
     return added;
 }
@@ -112,7 +137,7 @@ uint64_t page_set_merge(struct page_set *dst, const struct page_set *src)
  * True when a group is empty. An idle guest's bitmap is all zeros, and reading it is what its harvest costs beside the
  * ioctl: at the speed of the second-level cache when this is unrolled.
  */
-static inline __attribute__((always_inline)) bool group_empty(const uint64_t *words)
+INLINE bool group_empty(const uint64_t *words)
 {
     const vec *v = __builtin_assume_aligned(words, sizeof(vec));
     vec a = v[0], b = v[1], c = v[2], d = v[3];
@@ -128,7 +153,7 @@ static inline __attribute__((always_inline)) bool group_empty(const uint64_t *wo
     return (a[0] | a[1] | a[2] | a[3]) == 0;
 }
 
-FAST static size_t scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+INLINE size_t scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
 {
     for (size_t group = from; group < end; group++) {
         const uint64_t *words = group_words(set, group);
@@ -144,8 +169,12 @@ FAST static size_t scan_group(const struct page_set *set, size_t from, size_t en
     return end;
 }
 
-/* Clang 14 gives clones of a function that other files call a name of its own, so only static ones have clones. */
-size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+FAST static size_t scan_group_fast(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
 {
     return scan_group(set, from, end, ret_pages);
+}
+
+size_t page_set_scan_group(const struct page_set *set, size_t from, size_t end, uint64_t *ret_pages)
+{
+    return cpu_is_fast() ? scan_group_fast(set, from, end, ret_pages) : scan_group(set, from, end, ret_pages);
 }

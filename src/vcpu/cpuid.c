@@ -7,12 +7,16 @@
 #include "vcpu/cpuid.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "base/util.h"
+
+#define FETCH_STACK_SIZE (64 * KiB)
 
 #define LEAF_FEATURES 0x1u
 #define LEAF_CACHES 0x4u
@@ -85,34 +89,13 @@ static bool host_uses_la57(void)
     return (uintptr_t)p >> 47 != 0;
 }
 
-static int fetch_supported(int kvm_fd, struct kvm_cpuid2 **ret)
+/* Fill in what host->supported, a table of MAX_ENTRIES, is there for. Allocates nothing. */
+static int ask_host(struct cpuid_host *host, int kvm_fd)
 {
-    struct kvm_cpuid2 *t = table_new(MAX_ENTRIES);
-
-    if (!t)
-        return -ENOMEM;
-    if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, t) < 0) {
-        int err = -errno;
-
-        free(t);
-        return err;
-    }
-    *ret = t;
-    return 0;
-}
-
-int cpuid_host_init(struct cpuid_host *host, int kvm_fd)
-{
-    struct kvm_cpuid2 *supported = NULL;
-    int r = fetch_supported(kvm_fd, &supported);
-
-    if (r < 0)
-        return r;
-    *host = (struct cpuid_host){
-        .supported = supported,
-        .tsc_deadline = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0,
-        .la57 = host_uses_la57(),
-    };
+    if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, host->supported) < 0)
+        return -errno;
+    host->tsc_deadline = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+    host->la57 = host_uses_la57();
     return 0;
 }
 
@@ -120,6 +103,78 @@ void cpuid_host_clear(struct cpuid_host *host)
 {
     free(host->supported);
     host->supported = NULL;
+}
+
+struct cpuid_fetch {
+    pthread_t thread;
+    bool joined;
+    int kvm_fd, result;
+    struct cpuid_host host;
+};
+
+static void *fetch_thread(void *arg)
+{
+    struct cpuid_fetch *f = arg;
+
+    f->result = ask_host(&f->host, f->kvm_fd);
+    return NULL;
+}
+
+static int start_thread(struct cpuid_fetch *f)
+{
+    sigset_t all, old;
+    pthread_attr_t attr;
+    int r;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, FETCH_STACK_SIZE);
+    r = -pthread_create(&f->thread, &attr, fetch_thread, f);
+    pthread_attr_destroy(&attr);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return r;
+}
+
+int cpuid_fetch_start(int kvm_fd, struct cpuid_fetch **ret)
+{
+    struct cpuid_fetch *f = calloc(1, sizeof(*f));
+    int r = -ENOMEM;
+
+    if (!f)
+        return r;
+    f->kvm_fd = kvm_fd;
+    f->host.supported = table_new(MAX_ENTRIES);
+    if (f->host.supported)
+        r = start_thread(f);
+    if (r < 0) {
+        cpuid_host_clear(&f->host);
+        free(f);
+        return r;
+    }
+    *ret = f;
+    return 0;
+}
+
+int cpuid_fetch_wait(struct cpuid_fetch *f, const struct cpuid_host **ret)
+{
+    if (!f->joined)
+        pthread_join(f->thread, NULL);
+    f->joined = true;
+    if (f->result == 0)
+        *ret = &f->host;
+    return f->result;
+}
+
+void cpuid_fetch_free(struct cpuid_fetch *f)
+{
+    const struct cpuid_host *unused;
+
+    if (!f)
+        return;
+    (void)cpuid_fetch_wait(f, &unused);
+    cpuid_host_clear(&f->host);
+    free(f);
 }
 
 /* -- the table of one vCPU -- */

@@ -13,16 +13,26 @@
 /* APIC id 255 is the broadcast. */
 #define CPUID_MAX_VCPUS 255u
 
-/* What of the host the tables are made from. Fetch it once a VM: KVM takes about 0.3 ms to put it together. */
+/* What of the host the tables are made from. */
 struct cpuid_host {
     struct kvm_cpuid2 *supported;
     bool tsc_deadline; /* KVM's LAPIC has the TSC deadline timer */
     bool la57;         /* the host itself runs with five-level paging */
 };
 
-/* 0 (release with cpuid_host_clear), -ENOMEM, or -errno of KVM. kvm_fd is that of /dev/kvm. Any thread. */
-int cpuid_host_init(struct cpuid_host *host, int kvm_fd);
 void cpuid_host_clear(struct cpuid_host *host);
+
+/*
+ * Ask KVM for it, in a thread of its own while a VM is made: KVM executes CPUID some seventy times for it, 0.3 ms where a
+ * hypervisor traps it. kvm_fd is that of /dev/kvm. Start the fetch (0, -ENOMEM, or -errno of making the thread); wait for
+ * the result, as often as it is needed (0, or -errno of KVM; *ret lives as long as the fetch); free it. Any thread, but one
+ * at a time.
+ */
+struct cpuid_fetch;
+int cpuid_fetch_start(int kvm_fd, struct cpuid_fetch **ret);
+int cpuid_fetch_wait(struct cpuid_fetch *fetch, const struct cpuid_host **ret);
+/* Waits. NULL is fine. */
+void cpuid_fetch_free(struct cpuid_fetch *fetch);
 
 struct cpuid_options {
     unsigned int index; /* which vCPU */

@@ -13,6 +13,7 @@ struct vm {
     int fd;
     size_t run_size; /* bytes of a vCPU's mapped kvm_run */
     struct mem *mem;
+    struct cpuid_fetch *cpuid; /* what the host can give; that of another VM where mem is NULL */
     struct bus *bus;
     struct dirty_log *dirty;
     struct vm_callbacks callbacks;

@@ -266,8 +266,8 @@ static int create_vcpus(struct vm *vm)
 
 static int set_cpuids(struct vm *vm)
 {
-    struct cpuid_host host;
-    int r = cpuid_host_init(&host, vm->kvm_fd);
+    const struct cpuid_host *host;
+    int r = cpuid_fetch_wait(vm->cpuid, &host);
 
     if (r < 0) {
         log_err_errno(r, "kvm: KVM_GET_SUPPORTED_CPUID failed");
@@ -278,7 +278,7 @@ static int set_cpuids(struct vm *vm)
         struct cpuid_options options = {.index = i, .count = vm->cpus, .async_pf = true};
         struct kvm_cpuid2 *cpuid;
 
-        r = cpuid_build(&host, &options, &cpuid);
+        r = cpuid_build(host, &options, &cpuid);
         if (r < 0)
             break;
         if (ioctl(vm->vcpus[i]->fd, KVM_SET_CPUID2, cpuid) < 0) {
@@ -287,7 +287,6 @@ static int set_cpuids(struct vm *vm)
         }
         free(cpuid);
     }
-    cpuid_host_clear(&host);
     return r;
 }
 
@@ -358,6 +357,8 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
     if (r == 0)
         r = vm->kvm_fd = open_kvm(config->kvm_path ? config->kvm_path : "/dev/kvm");
     if (r >= 0)
+        r = cpuid_fetch_start(vm->kvm_fd, &vm->cpuid);
+    if (r == 0)
         r = build(vm);
     if (r < 0) {
         vm_free(vm);
@@ -388,6 +389,8 @@ void vm_free(struct vm *vm)
     for (unsigned int i = 0; i < vm->cpus; i++)
         vcpu_free(vm->vcpus[i]);
     bus_free(vm->bus);
+    if (vm->mem)
+        cpuid_fetch_free(vm->cpuid);
     fd_close(vm->fd);
     fd_close(vm->kvm_fd);
     pthread_cond_destroy(&vm->parked_cv);
@@ -451,6 +454,7 @@ static int load_power_on_state(struct vm *vm)
     if (!fresh)
         return -ENOMEM;
     state_writer_init(&w);
+    fresh->cpuid = vm->cpuid;
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
     err = fresh->kvm_fd < 0 ? -errno : build(fresh);
     if (err == 0)

@@ -68,7 +68,7 @@ static struct kvm_cpuid2 *copy(const struct kvm_cpuid_entry2 *entries, size_t n)
     return t;
 }
 
-static struct kvm_cpuid2 *build(struct cpuid_host *host, unsigned int index, unsigned int count, bool async_pf)
+static struct kvm_cpuid2 *build(const struct cpuid_host *host, unsigned int index, unsigned int count, bool async_pf)
 {
     struct cpuid_options options = {.index = index, .count = count, .async_pf = async_pf};
     struct kvm_cpuid2 *t = NULL;
@@ -196,8 +196,22 @@ static void test_bounds(void **state)
     assert_leaf(t, 0xb, 1, 8, 255, 0x201, 254);
     assert_leaf(t, 0x80000008, 0, 0x3030, 0x10000005, 0x000180fe, 0);
     free(t);
-    assert_int_equal(cpuid_host_init(&host, -1), -EBADF);
     cpuid_host_clear(&host);
+}
+
+static void test_fetch_fails(void **state)
+{
+    const struct cpuid_host *host = NULL;
+    struct cpuid_fetch *fetch;
+
+    assert_int_equal(cpuid_fetch_start(-1, &fetch), 0);
+    assert_int_equal(cpuid_fetch_wait(fetch, &host), -EBADF);
+    assert_int_equal(cpuid_fetch_wait(fetch, &host), -EBADF);
+    assert_null(host);
+    cpuid_fetch_free(fetch);
+    assert_int_equal(cpuid_fetch_start(-1, &fetch), 0);
+    cpuid_fetch_free(fetch);
+    cpuid_fetch_free(NULL);
 }
 
 /* KVM itself takes the tables, and every vCPU sees its own id. */
@@ -205,21 +219,23 @@ static void test_kvm_takes_it(void **state)
 {
     const char *path = getenv("UMBRA_KVM");
     int kvm = open(path ? path : "/dev/kvm", O_RDWR | O_CLOEXEC), vm;
-    struct cpuid_host host;
+    const struct cpuid_host *host;
+    struct cpuid_fetch *fetch;
 
     if (kvm < 0)
         skip();
     vm = ioctl(kvm, KVM_CREATE_VM, 0);
     assert_true(vm >= 0);
     assert_int_equal(ioctl(vm, KVM_CREATE_IRQCHIP, 0), 0);
-    assert_int_equal(cpuid_host_init(&host, kvm), 0);
+    assert_int_equal(cpuid_fetch_start(kvm, &fetch), 0);
+    assert_int_equal(cpuid_fetch_wait(fetch, &host), 0);
     for (unsigned int i = 0; i < 3; i++) {
-        struct kvm_cpuid2 *t = build(&host, i, 3, true);
+        struct kvm_cpuid2 *t = build(host, i, 3, true);
         int vcpu = ioctl(vm, KVM_CREATE_VCPU, i);
 
         assert_true(vcpu >= 0);
         assert_int_equal(ioctl(vcpu, KVM_SET_CPUID2, t), 0);
-        t->nent = host.supported->nent + 6;
+        t->nent = host->supported->nent + 6;
         assert_int_equal(ioctl(vcpu, KVM_GET_CPUID2, t), 0);
         assert_int_equal(cpuid_find(t, 1, 0)->ebx >> 24, i);
         assert_true(cpuid_find(t, 1, 0)->ecx >> 31);
@@ -227,7 +243,7 @@ static void test_kvm_takes_it(void **state)
         free(t);
         close(vcpu);
     }
-    cpuid_host_clear(&host);
+    cpuid_fetch_free(fetch);
     close(vm);
     close(kvm);
 }
@@ -237,7 +253,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_amd_six), cmocka_unit_test(test_amd_one),
         cmocka_unit_test(test_intel_five), cmocka_unit_test(test_no_topology_leaf),
-        cmocka_unit_test(test_bounds), cmocka_unit_test(test_kvm_takes_it),
+        cmocka_unit_test(test_bounds), cmocka_unit_test(test_fetch_fails), cmocka_unit_test(test_kvm_takes_it),
     };
 
     return cmocka_run_group_tests_name("cpuid", tests, NULL, NULL);
