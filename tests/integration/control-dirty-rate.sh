@@ -3,8 +3,8 @@
 # calc-dirty-rate: every mode sees a guest that writes, and none sees one that is stopped.
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 need "socat is not installed" command -v socat
 need "jq is not installed" command -v jq
 

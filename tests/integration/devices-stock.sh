@@ -2,9 +2,9 @@
 # where: stock
 # A stock kernel finds the legacy devices and they work for it: the serial port is a 16550A, the clock tells the host's time,
 # takes another and wakes with an alarm, and there is no keyboard controller to wait for.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 
 rtc=/sys/class/rtc/rtc0
 # What a command prints on one line, in $told.

@@ -2,9 +2,9 @@
 # where: stock
 # A reset from either side starts the guest anew: system_reset, the guest's own reboot (keyboard controller and ACPI), and a
 # triple fault of a kernel that has panicked out of existence.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 
 vm_start_serving rst "panic=-1 reboot=k" --cpus 2 --memory 256M
 ok "first life"

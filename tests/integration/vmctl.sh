@@ -3,8 +3,8 @@
 # vmctl against umbrad itself: every command once, with a guest that works meanwhile.
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 need "jq is not installed" command -v jq
 need "socat is not installed" command -v socat
 

@@ -248,7 +248,7 @@ static unsigned int wakeups(struct console_test *t, unsigned int ms)
     return count;
 }
 
-/* Once what is under way is done, nothing wakes the main loop; a timer that goes on, or a busy loop, would never let it be. */
+/* Once what is under way is done nothing wakes the main loop: a timer that goes on, or a busy loop, never lets it be. */
 static void assert_idle(struct console_test *t)
 {
     for (int i = 0; i < 50; i++)
@@ -547,6 +547,33 @@ static void test_socket_lag_counts(void **state)
     dropped = chardev_dropped(t->c);
     run_loop(t);
     assert_int_equal(chardev_dropped(t->c), dropped);
+}
+
+/* Also when another client has got it all. */
+static void test_socket_lag_beside_another(void **state)
+{
+    struct console_test *t = *state;
+    char *buf = malloc(RING + 1);
+    uint64_t dropped;
+    int slow, fast;
+
+    assert_int_equal(open_console(t, CHARDEV_SOCKET, t->path), 0);
+    slow = connect_client(t);
+    fast = connect_client(t);
+    expect_until(t, fast, "]\r\n", buf, RING);
+    for (unsigned int i = 0; i < 4000 && !chardev_dropped(t->c); i++) {
+        print_all(t, 0, 512);
+        assert_int_equal(await(t, fast, buf, 512), 512);
+    }
+    dropped = chardev_dropped(t->c);
+    assert_true(dropped > 0);
+    close(slow);
+    run_loop(t);
+    assert_int_equal(chardev_dropped(t->c), dropped);
+    close(fast);
+    run_loop(t);
+    assert_int_equal(chardev_dropped(t->c), dropped);
+    free(buf);
 }
 
 static void test_socket_keyboard(void **state)
@@ -1170,6 +1197,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_socket_scrollback, setup, teardown),
         cmocka_unit_test_setup_teardown(test_socket_slow_client, setup, teardown),
         cmocka_unit_test_setup_teardown(test_socket_lag_counts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_socket_lag_beside_another, setup, teardown),
         cmocka_unit_test_setup_teardown(test_socket_keyboard, setup, teardown),
         cmocka_unit_test_setup_teardown(test_socket_input_waits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_socket_ghost, setup, teardown),

@@ -403,6 +403,13 @@ static void test_alarm(void **state)
         set(t, B, cases[i].b);
         set_alarm(t, cases[i].hour, cases[i].min, cases[i].sec);
         assert_int_equal(seconds_to_alarm(t), cases[i].seconds);
+        /* The same when nobody looks in between */
+        for (int late = -1; late <= 0; late++) {
+            t->f.real_ns = utc(2026, 3, 4, 10, 20, 30);
+            get(t, C);
+            advance_ms(t, (cases[i].seconds < 0 ? 2 * 86400 : cases[i].seconds + late) * INT64_C(1000));
+            assert_int_equal(get(t, C) & 0x20, cases[i].seconds >= 0 && late == 0 ? 0x20 : 0);
+        }
     }
 }
 

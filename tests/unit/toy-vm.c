@@ -17,6 +17,7 @@
 #include "base/util.h"
 
 #define KICK_SIGNAL SIGUSR1
+#define CPUID_ENTRIES 128u
 /* The unlogged slot. */
 #define AUX_BASE UINT64_C(0xd0000000)
 #define AUX_SLOT MEM_MAX_SLOTS
@@ -381,9 +382,12 @@ static int enable_cap(struct toy_vm *vm, uint32_t cap, uint64_t arg)
 
 static int set_registers(struct toy_vm *vm, struct toy_vcpu *v)
 {
-    struct kvm_segment code = {.limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
-    struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
-    struct kvm_regs regs = {.rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .r11 = BELL, .rflags = 2};
+    struct kvm_segment code = {
+        .limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
+    struct kvm_segment data = {
+        .limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
+    struct kvm_regs regs = {
+        .rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .r11 = BELL, .rflags = 2};
     struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_RUNNABLE};
     struct kvm_sregs sregs;
 
@@ -405,14 +409,16 @@ static int set_registers(struct toy_vm *vm, struct toy_vcpu *v)
 
 static int set_cpuid(struct toy_vm *vm, struct toy_vcpu *v)
 {
-    struct {
-        struct kvm_cpuid2 head;
-        struct kvm_cpuid_entry2 entries[128];
-    } cpuid = {.head.nent = 128};
+    struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
+    int r = 0;
 
-    if (ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0 || ioctl(v->fd, KVM_SET_CPUID2, &cpuid) < 0)
-        return -errno;
-    return 0;
+    if (!cpuid)
+        return -ENOMEM;
+    cpuid->nent = CPUID_ENTRIES;
+    if (ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, cpuid) < 0 || ioctl(v->fd, KVM_SET_CPUID2, cpuid) < 0)
+        r = -errno;
+    free(cpuid);
+    return r;
 }
 
 static int make_vcpu(struct toy_vm *vm, unsigned int index)
