@@ -5,7 +5,7 @@
  *
  *   struct shadow_page   one a table and role                             64 bytes
  *   index                which granule holds which 16 entries            128 bytes a 512 entries
- *   struct granule       16 decoded entries of 4 bytes, and what they are  80 bytes
+ *   struct granule       16 decoded entries of 4 bytes, and what they are  84 bytes
  *   struct links         next and previous of 16 entries                 128 bytes, only with an entry in a chain of two or more
  *
  * A node id names an entry: granule * 16 + slot, so the way from a chain to its entry is a multiplication. A head is 0 (no
@@ -35,10 +35,12 @@ struct granule {
     uint16_t present;
     uint16_t large;   /* maps a large page */
     uint16_t foreign; /* present and not linked */
+    uint16_t write_off; /* write access was taken off for the dirty log; ends when the guest changes the entry */
+    uint16_t spare;
     uint32_t links;   /* number of its struct links, or 0 */
     gpte_t value[GRANULE_ENTRIES];
 };
-_Static_assert(sizeof(struct granule) == 80, "memory a page is a promise");
+_Static_assert(sizeof(struct granule) == 84, "memory a page is a promise");
 
 struct link {
     node_t next, prev; /* 0: none */

@@ -47,6 +47,7 @@ static void emit(struct query *q, const struct shadow_page *top, node_t leaf, co
         .nx = path->nx != 0,
         .accessed = (value & GPTE_A) != 0,
         .dirty = (value & GPTE_D) != 0,
+        .write_off = (g->write_off >> (leaf % GRANULE_ENTRIES) & 1) != 0,
     };
 }
 

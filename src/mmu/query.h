@@ -19,6 +19,7 @@ struct mmu_mapping {
     unsigned int shift; /* size of the leaf's page: 12, 21, 22 or 30 */
     bool write, user, nx; /* combined along the path */
     bool accessed, dirty; /* of the leaf */
+    bool write_off;       /* mirror_write_protect took write access off, and the guest has not changed the entry since */
 };
 
 /*

@@ -70,6 +70,7 @@ static void clear_slot(struct pass *s, struct granule *g, unsigned int slot)
     g->present &= keep;
     g->large &= keep;
     g->foreign &= keep;
+    g->write_off &= keep;
     g->value[slot] = 0;
     s->p->present--;
     s->m->stats.entries--;
@@ -109,6 +110,7 @@ static int sync_entry(struct pass *s, uint32_t granule, unsigned int slot, const
         g->value[slot] = is;
         if ((was ^ is) & ~(GPTE_A | GPTE_D)) {
             s->changed = true;
+            g->write_off &= (uint16_t)~(1u << slot);
             s->m->stats.entries_updated++;
         } else {
             s->m->stats.ad_updates++;
