@@ -20,13 +20,18 @@ void bitmap_or(uint64_t *dst, const uint64_t *src, size_t words)
         dst[i] |= src[i];
 }
 
-CPU_CLONES("default,popcnt") uint64_t bitmap_count(const uint64_t *map, size_t words)
+CPU_CLONES("default,popcnt") static uint64_t count_words(const uint64_t *map, size_t words)
 {
     uint64_t n = 0;
 
     for (size_t i = 0; i < words; i++)
         n += (uint64_t)__builtin_popcountll(map[i]);
     return n;
+}
+
+uint64_t bitmap_count(const uint64_t *map, size_t words)
+{
+    return count_words(map, words);
 }
 
 size_t bitmap_next_word(const uint64_t *map, size_t words, size_t from)

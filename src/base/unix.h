@@ -21,8 +21,9 @@ struct unix_listener {
  * `group` (may be NULL) where that group exists and this process may do so.
  *
  * What stands at path: nothing, or a socket that nobody listens on any more (it is replaced). -EADDRINUSE when somebody
- * does listen on it, -EEXIST when it is no socket, -ENAMETOOLONG (limit: UNIX_PATH_MAX_LEN), -EINVAL (empty), or -errno of socket,
- * bind, listen, chmod. On failure nothing is left behind. Two processes that start on one path at one time are not kept apart here.
+ * does listen on it, -EEXIST when it is no socket, -ENAMETOOLONG (limit: UNIX_PATH_MAX_LEN), -EINVAL (empty), or -errno
+ * of socket, bind, listen, chmod. On failure nothing is left behind. Two processes that start on one path at one time
+ * are not kept apart here.
  */
 int unix_listen(const char *path, mode_t mode, const char *group, struct unix_listener *ret);
 

@@ -13,7 +13,7 @@
 const struct ctl_option ctl_global_options[] = {
     {'o', "output", "FORMAT", "table (for people, the default) or json (the daemon's own answer)"},
     {0, "runtime-dir", "DIR", "where the VMs' sockets are"},
-    {0, "reply-timeout", "SECONDS", "how long to wait for an answer (default 5; list: 1)"},
+    {0, "reply-timeout", "SECONDS", "how long to wait for an answer (default 15; list: 1)"},
     {'h', "help", NULL, "print help and end"},
     {'V', "version", NULL, "print the version and end"},
     {0, NULL, NULL, NULL},

@@ -181,17 +181,9 @@ static bool flag(const json_t *o, const char *key)
 
 static void print_kernel(const json_t *host)
 {
-    json_t *kernel, *mips;
-    double v = 0;
+    json_t *kernel;
 
-    if (json_get_obj(host, "guest-kernel", &kernel) < 0)
-        return;
-    if (json_object_object_get_ex(kernel, "mips", &mips))
-        v = json_object_get_double(mips);
-    if (v > 0)
-        table_field(stdout, "guest kernel", "%s, %.*f million instructions a second",
-                    flag(kernel, "emulated") ? "emulated" : "native", v < 10 ? 1 : 0, v);
-    else
+    if (json_get_obj(host, "guest-kernel", &kernel) == 0)
         table_field(stdout, "guest kernel", "%s", flag(kernel, "emulated") ? "emulated" : "native");
 }
 

@@ -17,7 +17,7 @@
 #include "ctl/client.h"
 
 #define CTL_MAX_OPTIONS 8
-#define CTL_DEFAULT_REPLY_TIMEOUT_MS 5000
+#define CTL_DEFAULT_REPLY_TIMEOUT_MS 15000
 
 /* How vmctl ends. */
 enum ctl_exit {

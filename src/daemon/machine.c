@@ -45,8 +45,8 @@ struct machine {
     struct device *devices[DEV_COUNT]; /* NULL where not wanted */
     enum run_state state;
     bool ended;
-    struct host_probe *probe; /* under way, until the machine starts */
     struct host_info host;
+    bool host_examined; /* all of it, not only paging */
 
     int request_fd;
     struct event *request_event;
@@ -154,6 +154,13 @@ static void on_vcpu_exit(void *opaque, unsigned int vcpu, enum vm_exit_kind kind
     };
 
     post(opaque, request_of[kind]);
+}
+
+static void on_vcpu_start(void *opaque)
+{
+    struct machine *m = opaque;
+
+    host_prove_paging(m->vm, &m->host);
 }
 
 static void on_device_reset(void *opaque)
@@ -340,10 +347,24 @@ static int create_vm(struct machine *m)
         .kvm_path = m->config->kvm_path,
         .cpus = m->config->cpus,
         .dirty_backend = m->config->dirty_log,
-        .callbacks = {.on_exit = on_vcpu_exit, .opaque = m},
+        .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
     };
+    int r = vm_new(&config, m->mem, &m->vm);
 
-    return vm_new(&config, m->mem, &m->vm);
+    return r < 0 ? r : vm_start(m->vm);
+}
+
+/* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
+static int check_paging(struct machine *m)
+{
+    /* The proof has ended when vCPU 0 is parked. */
+    vm_pause(m->vm);
+    vm_set_dirty_buffered(m->vm, m->host.proven != HOST_PAGING_SHADOW);
+    if (m->config->paging == CONFIG_PAGING_ANY || m->host.proven == HOST_PAGING_SHADOW)
+        return 0;
+    log_err("paging: KVM uses %s page tables here (%s); force shadow paging (kvm_amd npt=0, kvm_intel ept=0) or give --paging any",
+            m->host.proven == HOST_PAGING_TDP ? "nested" : "unknown", m->host.how);
+    return -ENOTSUP;
 }
 
 int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
@@ -370,15 +391,14 @@ int machine_new(const struct config *config, struct event_base *events, const st
         r = open_image(m);
     if (r == 0)
         r = create_memory(m);
-    /* In a thread of its own, while the VM is made; the result is wanted in machine_start. */
-    if (r == 0)
-        r = host_probe_start(config->kvm_path, &m->probe);
     if (r == 0)
         r = create_vm(m);
     if (r == 0)
         r = open_console(m);
     if (r == 0)
         r = create_devices(m);
+    if (r == 0)
+        r = check_paging(m);
     if (r == 0)
         r = load(m, false);
     if (r < 0) {
@@ -400,7 +420,6 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     chardev_free(m->console);
     vm_free(m->vm);
-    host_probe_free(m->probe);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
@@ -409,43 +428,18 @@ void machine_free(struct machine *m)
     free(m);
 }
 
-/* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
-static int check_paging(struct machine *m)
-{
-    int r = host_probe_wait(m->probe, &m->host);
-
-    if (m->config->paging == CONFIG_PAGING_ANY || (r == 0 && m->host.proven == HOST_PAGING_SHADOW))
-        return 0;
-    if (r < 0) {
-        log_err_errno(r, "paging: the host cannot be probed");
-        return r;
-    }
-    log_err("paging: KVM uses %s page tables here (%s); force shadow paging (kvm_amd npt=0, kvm_intel ept=0) or give --paging any",
-            m->host.proven == HOST_PAGING_TDP ? "nested" : "unknown", m->host.how);
-    return -ENOTSUP;
-}
-
 static void on_console_quit(void *opaque)
 {
     machine_quit(opaque);
 }
 
-int machine_start(struct machine *m)
+void machine_start(struct machine *m)
 {
-    int r = check_paging(m);
-
-    if (r == 0) {
-        vm_set_dirty_buffered(m->vm, m->host.proven != HOST_PAGING_SHADOW);
-        r = vm_start(m->vm);
-    }
-    if (r < 0)
-        return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
     if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
         vm_resume(m->vm);
     }
-    return 0;
 }
 
 /* -- run state -- */
@@ -573,14 +567,10 @@ struct vm *machine_vm(struct machine *m)
 
 const struct host_info *machine_host(struct machine *m)
 {
-    int r;
-
-    /* The one thing that takes a VM of its own and time: only when somebody asks. */
-    if (m->host.ring0_mips == 0) {
-        r = host_measure_ring0(vm_kvm_fd(m->vm), &m->host);
-        if (r < 0)
-            log_warn_errno(r, "host: the speed of guest kernel code cannot be measured");
-    }
+    /* What a start does not need takes a VM of its own: only when somebody asks. */
+    if (!m->host_examined)
+        host_examine(vm_kvm_fd(m->vm), &m->host);
+    m->host_examined = true;
     return &m->host;
 }
 

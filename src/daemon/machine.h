@@ -46,8 +46,8 @@ int machine_new(const struct config *config, struct event_base *events, const st
                 struct machine **ret);
 void machine_free(struct machine *m);
 
-/* Start vCPU threads; running, or prelaunch with --paused. */
-int machine_start(struct machine *m);
+/* Start the guest, unless --paused: then it stays in prelaunch. */
+void machine_start(struct machine *m);
 
 enum run_state machine_run_state(const struct machine *m);
 const char *machine_run_state_name(enum run_state state);
@@ -66,7 +66,7 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
-/* What this host offers; the first call measures the speed of guest kernel code (some 20 ms). */
+/* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
 struct event_base *machine_events(struct machine *m);
 

@@ -116,7 +116,7 @@ static int start(struct daemon *d)
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
-        r = machine_start(d->machine);
+        machine_start(d->machine);
     return r;
 }
 

@@ -174,43 +174,39 @@ static struct iovec piece(const char *text, size_t len)
 
 #define LITERAL(text) piece(text, strlen(text))
 
-/* Send a JSON object (NULL: memory ran out on the way to it). */
-static void client_send_object(struct qmp_client *c, const json_t *object, int fd)
+/* Send an answer, and the descriptor that it has. */
+static void client_send_answer(struct qmp_client *c, struct qmp_answer *answer)
 {
-    static const char no_memory[] = "{\"error\":{\"class\":\"GenericError\",\"desc\":\"out of memory\"}}";
-    _cleanup_free_ char *copy = NULL;
-    size_t len = 0;
-    const char *text = object ? qmp_text(object, &len, &copy) : NULL;
-    struct iovec iov[] = {text ? piece(text, len) : LITERAL(no_memory), LITERAL(END_OF_LINE)};
+    static const char no_memory[] = "{\"class\":\"GenericError\",\"desc\":\"out of memory\"}";
+    _cleanup_free_ char *copy = NULL, *id_copy = NULL;
+    size_t len = answer->text_len, id_len = strlen("null");
+    const char *text = answer->text, *id = answer->id ? qmp_text(answer->id, &id_len, &id_copy) : "null";
+    struct iovec iov[5];
+    size_t n = 0;
 
-    client_send(c, iov, ARRAY_SIZE(iov), fd);
-}
-
-/* Send an answer whose value is text already. */
-static void client_send_text(struct qmp_client *c, const struct qmp_answer *answer)
-{
-    _cleanup_free_ char *copy = NULL;
-    size_t len = strlen("null");
-    const char *id = answer->id ? qmp_text(answer->id, &len, &copy) : "null";
-    struct iovec iov[] = {
-        LITERAL("{\"return\":"),          piece(answer->text, answer->text_len),
-        LITERAL(",\"id\":"),              piece(id, len),
-        LITERAL("}" END_OF_LINE),
-    };
-
-    if (!answer->has_id)
-        iov[2].iov_len = iov[3].iov_len = 0;
-    if (id)
-        client_send(c, iov, ARRAY_SIZE(iov), -1);
-    else
-        client_send_object(c, NULL, -1);
+    if (!text && answer->value)
+        text = qmp_text(answer->value, &len, &copy);
+    if (!text || !id) {
+        answer->is_error = true;
+        text = no_memory;
+        len = strlen(no_memory);
+    }
+    iov[n++] = answer->is_error ? LITERAL("{\"error\":") : LITERAL("{\"return\":");
+    iov[n++] = piece(text, len);
+    if (answer->has_id && id) {
+        iov[n++] = LITERAL(",\"id\":");
+        iov[n++] = piece(id, id_len);
+    }
+    iov[n++] = LITERAL("}" END_OF_LINE);
+    client_send(c, iov, n, take_fd(answer->fd));
 }
 
 static void client_send_error(struct qmp_client *c, const char *desc)
 {
-    _cleanup_json_ json_t *object = qmp_error_object(QMP_GENERIC_ERROR, desc);
+    struct qmp_answer answer = {.is_error = true, .value = qmp_error_value(QMP_GENERIC_ERROR, desc), .fd = -1};
 
-    client_send_object(c, object, -1);
+    client_send_answer(c, &answer);
+    qmp_answer_clear(&answer);
 }
 
 void qmp_client_event(struct qmp_client *c, const char *text, size_t len)
@@ -285,10 +281,7 @@ static void run_request(struct qmp_client *c, const char *text, size_t len)
 {
     struct qmp_answer answer = qmp_execute(&c->session, c->server->tokener, text, len);
 
-    if (answer.text)
-        client_send_text(c, &answer);
-    else
-        client_send_object(c, answer.object, take_fd(answer.fd));
+    client_send_answer(c, &answer);
     qmp_answer_clear(&answer);
 }
 
@@ -409,10 +402,23 @@ static void on_readable(evutil_socket_t fd, short what, void *opaque)
 
 /* -- life -------------------------------------------------------------------- */
 
+static void client_send_greeting(struct qmp_client *c)
+{
+    _cleanup_json_ json_t *greeting = qmp_greeting();
+    _cleanup_free_ char *copy = NULL;
+    size_t len;
+    const char *text = greeting ? qmp_text(greeting, &len, &copy) : NULL;
+    struct iovec iov[] = {text ? piece(text, len) : LITERAL(""), LITERAL(END_OF_LINE)};
+
+    if (text)
+        client_send(c, iov, ARRAY_SIZE(iov), -1);
+    else
+        client_kill(c);
+}
+
 struct qmp_client *qmp_client_new(struct qmp_server *s, int fd, bool read_only)
 {
     struct qmp_client *c = calloc(1, sizeof(*c));
-    _cleanup_json_ json_t *greeting = NULL;
     struct ucred cred = {0};
     socklen_t len = sizeof(cred);
 
@@ -436,8 +442,7 @@ struct qmp_client *qmp_client_new(struct qmp_server *s, int fd, bool read_only)
     event_assign(&c->readable, s->events, fd, EV_READ | EV_PERSIST, on_readable, c);
     event_assign(&c->writable, s->events, fd, EV_WRITE | EV_PERSIST, on_writable, c);
     set_reading(c, true);
-    greeting = qmp_greeting();
-    client_send_object(c, greeting, -1);
+    client_send_greeting(c);
     return c;
 }
 

@@ -21,16 +21,19 @@ static json_t *verdicts(const struct host_info *h)
     if (h->proven == HOST_PAGING_SHADOW)
         add_verdict(list, "paging", true, "KVM keeps shadow page tables, which a guest of this host has proven");
     else if (h->proven == HOST_PAGING_TDP)
-        add_verdict(list, "paging", false, "KVM uses nested page tables: what the MMU bookkeeping counts costs nothing here");
+        add_verdict(list, "paging", false,
+                    "KVM uses nested page tables: what the MMU bookkeeping counts costs nothing here");
     else
         add_verdict(list, "paging", false, "whether KVM keeps shadow page tables could not be proven");
-    if (h->ring0_emulated)
-        add_verdict(list, "guest-kernel", false, "KVM emulates guest kernel code: a stock kernel takes minutes to boot");
+    if (h->ring0_mips == 0)
+        add_verdict(list, "guest-kernel", false, "whether guest kernel code runs natively could not be measured");
+    else if (h->ring0_emulated)
+        add_verdict(list, "guest-kernel", false, "KVM emulates guest kernel code: too slow for stock kernels");
     else
         add_verdict(list, "guest-kernel", true, "guest kernel code runs natively");
     add_verdict(list, "dirty-log", h->manual_dirty_log,
-                h->manual_dirty_log ? "pages are protected again when the log is read, not at once"
-                                    : "KVM lacks manual protection of dirty pages");
+                h->manual_dirty_log ? "KVM leaves it to umbrad when a dirty page is protected again"
+                                    : "KVM protects dirty pages by itself whenever they are read");
     add_verdict(list, "dirty-ring", h->dirty_ring, h->dirty_ring ? "dirty-log ring is available" : "KVM has no dirty ring");
     add_verdict(list, "stats", h->stats_fd, h->stats_fd ? "KVM's own statistics are available" : "KVM gives no statistics");
     add_verdict(list, "userfaultfd", h->userfaultfd,
@@ -49,7 +52,6 @@ json_t *qmp_query_host(struct qmp_request *req)
     json_add_str(paging, "proven", host_paging_name(h->proven));
     json_add_str(paging, "how", h->how);
     json_add_bool(kernel, "emulated", h->ring0_emulated);
-    json_add_double(kernel, "mips", h->ring0_mips);
     json_add_str(kvm, "module", h->module);
     json_add_i64(kvm, "api-version", h->api_version);
     json_add_i64(kvm, "max-vcpus", h->max_vcpus);

@@ -1,8 +1,10 @@
 /*
  * The control socket: QMP over Unix stream sockets, on the main loop.
  *
- * Limits: QMP_MAX_CLIENTS clients, QMP_MAX_REQUEST bytes a request, QMP_MAX_DEPTH levels of nesting, QMP_MAX_QUEUE bytes
- * waiting for a client that does not read (events beyond half of it are dropped and counted, an answer beyond it disconnects).
+ * Limits: QMP_MAX_CLIENTS clients that control and as many that only ask, QMP_MAX_REQUEST bytes a request, QMP_MAX_DEPTH
+ * levels of nesting, QMP_MAX_QUEUE bytes waiting for a client that does not read. Its further requests are not looked at
+ * while anything waits, events beyond half of that are dropped and counted, and a client that takes nothing for a while
+ * is disconnected.
  * Nothing a client does can block the main loop.
  */
 #ifndef UMBRA_DAEMON_QMP_SERVER_H
@@ -24,16 +26,19 @@ int qmp_server_new(struct event_base *events, struct machine *machine, struct qm
 /* Closes every connection and unlinks the sockets it made. NULL is fine. */
 void qmp_server_free(struct qmp_server *s);
 
-/* Listen on path (mode 0660; group umbra where it exists). -EADDRINUSE when another process listens there, -ENAMETOOLONG, -errno; logged. */
+/*
+ * Listen on path (mode 0660; group umbra where it exists). -EADDRINUSE when another process listens there, -EEXIST when it
+ * is no socket, -ENAMETOOLONG, -errno; logged.
+ */
 int qmp_server_listen(struct qmp_server *s, const char *path, bool read_only);
 
-/* Send an event to every client past negotiation; `data` is consumed and may be NULL. */
+/* Send an event to every client past negotiation; `data` may be NULL and is consumed. */
 void qmp_server_event(struct qmp_server *s, const char *name, json_t *data);
 
 /* Push out what is queued before exit, for at most timeout_ms. */
 void qmp_server_flush(struct qmp_server *s, int timeout_ms);
 
-/* Take one client on an open descriptor (tests, fuzzing, later socket activation). The server owns fd. */
+/* Take one client on an open descriptor, which the server owns from then on. -EUSERS (too many), -errno. */
 int qmp_server_add_client(struct qmp_server *s, int fd, bool read_only);
 
 #endif

@@ -34,14 +34,13 @@ static const char *class_name(enum qmp_class class)
     return names[class];
 }
 
-json_t *qmp_error_object(enum qmp_class class, const char *desc)
+json_t *qmp_error_value(enum qmp_class class, const char *desc)
 {
-    json_t *error = json_object_new_object(), *answer = json_object_new_object();
+    json_t *error = json_object_new_object();
 
     json_add_str(error, "class", class_name(class));
     json_add_str(error, "desc", desc);
-    json_add(answer, "error", error);
-    return answer;
+    return error;
 }
 
 const struct qmp_command *qmp_find_command(const char *name)
@@ -224,31 +223,29 @@ static const struct qmp_command *find_allowed(const struct qmp_session *session,
     return cmd;
 }
 
-/* The value of "return" or, with NULL, *answer's text or *ret_error. */
-static json_t *run(struct qmp_session *session, const json_t *request, struct qmp_answer *answer,
-                   struct qmp_error *ret_error)
+/* Carry out a request: the value of "return" or its text in *answer, else *ret_error. */
+static void run(struct qmp_session *session, const json_t *request, struct qmp_answer *answer,
+                struct qmp_error *ret_error)
 {
     struct qmp_request req = {.context = session->context, .read_only = session->read_only, .reply_fd = -1};
     const struct qmp_command *cmd;
     const char *name;
-    json_t *value;
 
     if (!read_members(request, &name, &req.args, ret_error))
-        return NULL;
+        return;
     cmd = find_allowed(session, name, ret_error);
     if (!cmd || !qmp_check_args(cmd, req.args, ret_error))
-        return NULL;
+        return;
     req.machine = session->context->machine;
-    value = cmd->run(&req);
-    if (req.error.set)
-        *ret_error = req.error;
-    answer->fd = req.reply_fd;
+    answer->value = cmd->run(&req);
     answer->text = req.text;
     answer->text_len = req.text_len;
+    answer->fd = req.reply_fd;
+    if (req.error.set)
+        *ret_error = req.error;
     /* qmp_capabilities is the only command that gets here before. */
-    if (value)
+    if (answer->value)
         session->negotiated = true;
-    return value;
 }
 
 struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *tokener, const char *text, size_t len)
@@ -256,39 +253,29 @@ struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *
     struct qmp_answer answer = {.fd = -1};
     struct qmp_error error = {.class = QMP_GENERIC_ERROR, .desc = "out of memory"};
     _cleanup_json_ json_t *request = NULL;
-    json_t *value = NULL, *id = NULL;
-    bool is_object;
 
     json_tokener_reset(tokener);
     request = json_tokener_parse_ex(tokener, text, (int)len);
-    is_object = json_object_is_type(request, json_type_object);
-    if (!request)
+    if (!request) {
         qmp_error_set(&error, QMP_GENERIC_ERROR, "JSON parse error, %s",
                       json_tokener_error_desc(json_tokener_get_error(tokener)));
-    else if (!is_object)
+    } else if (!json_object_is_type(request, json_type_object)) {
         qmp_error_set(&error, QMP_GENERIC_ERROR, "QMP input must be a JSON object");
-    else
-        value = run(session, request, &answer, &error);
-
-    answer.has_id = is_object && json_object_object_get_ex(request, "id", &id);
-    if (answer.text) {
-        answer.id = json_object_get(id);
-        return answer;
-    }
-    if (value) {
-        answer.object = json_object_new_object();
-        json_add(answer.object, "return", value);
     } else {
-        answer.object = qmp_error_object(error.class, error.desc);
+        answer.has_id = json_object_object_get_ex(request, "id", &answer.id);
+        json_object_get(answer.id);
+        run(session, request, &answer, &error);
     }
-    if (answer.has_id)
-        json_add(answer.object, "id", json_object_get(id));
+    if (!answer.value && !answer.text) {
+        answer.is_error = true;
+        answer.value = qmp_error_value(error.class, error.desc);
+    }
     return answer;
 }
 
 void qmp_answer_clear(struct qmp_answer *answer)
 {
-    json_object_put(answer->object);
+    json_object_put(answer->value);
     json_object_put(answer->id);
     free(answer->text);
     fd_close(answer->fd);

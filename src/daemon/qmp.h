@@ -94,14 +94,15 @@ struct qmp_session {
     bool negotiated;
 };
 
-/* An answer, all of it the caller's: one object (NULL when out of memory), or the value of "return" and the id. */
+/* An answer, all of it the caller's; {0} with fd -1 is empty. */
 struct qmp_answer {
-    json_t *object;
-    char *text; /* text_len bytes, NULL for none */
+    bool is_error;
+    json_t *value; /* of "return" or "error"; NULL without text: out of memory */
+    char *text;    /* the value as text instead, text_len bytes */
     size_t text_len;
-    json_t *id; /* with text; NULL for none (which is not JSON's null: see has_id) */
     bool has_id;
-    int fd; /* to pass with it, or -1 */
+    json_t *id; /* NULL is JSON's null */
+    int fd;     /* to pass with it, or -1 */
 };
 
 void qmp_answer_clear(struct qmp_answer *answer);
@@ -112,7 +113,7 @@ void qmp_answer_clear(struct qmp_answer *answer);
  */
 struct qmp_answer qmp_execute(struct qmp_session *session, struct json_tokener *tokener, const char *text, size_t len);
 
-/* The answer that tells of an error outside of any request. */
-json_t *qmp_error_object(enum qmp_class class, const char *desc);
+/* The value of "error"; NULL when out of memory. */
+json_t *qmp_error_value(enum qmp_class class, const char *desc);
 
 #endif

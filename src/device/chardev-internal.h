@@ -1,4 +1,4 @@
-/* What the console backends share with their core (chardev.c). All of it is for the main thread. */
+/* What the console backends share with their core (chardev.c). All of it is for the main thread unless it says more. */
 #ifndef UMBRA_DEVICE_CHARDEV_INTERNAL_H
 #define UMBRA_DEVICE_CHARDEV_INTERNAL_H
 
@@ -26,8 +26,8 @@ struct chardev_backend {
 };
 
 /*
- * One party at the other end: a terminal, a client, a file. Reads and writes go to descriptors of ours that do not block
- * (or are regular files).
+ * One party at the other end: a terminal, a client, a file. Its descriptors are ours, and do not block (or are regular
+ * files).
  */
 struct chardev_stream {
     struct list_node node; /* the longest connected first */
@@ -62,13 +62,13 @@ struct chardev {
     uint8_t input[CHARDEV_INPUT_SIZE];
     size_t input_len;
 
-    pthread_mutex_t lock; /* protects what follows, and each stream's pos; a leaf */
-    uint8_t *ring;    /* NULL for the null kind */
+    pthread_mutex_t lock; /* protects what follows, and the streams' list, pos and blocked; a leaf */
+    uint8_t *ring;        /* NULL for the null kind */
     uint32_t ring_size;
-    uint64_t written; /* bytes since the start: the ring holds the last ring_size of them */
-    uint64_t flushed; /* up to here the main loop has offered them to all streams */
-    uint64_t seen;    /* up to here somebody got them */
-    uint64_t dropped; /* see chardev_dropped, which adds what has not been noticed yet */
+    uint64_t written;     /* bytes since the start: the ring holds the last ring_size of them */
+    uint64_t flushed;     /* up to here the main loop has offered them to all streams */
+    uint64_t seen;        /* up to here somebody got them */
+    uint64_t dropped;     /* see chardev_dropped, which adds what has not been noticed yet */
     unsigned int ready;                  /* streams that take output now */
     const struct chardev_stream *holder; /* the guest waits for this one when the ring is full */
     bool awake;                          /* the main loop will flush without being told */
@@ -87,10 +87,23 @@ int chardev_file_init(struct chardev *c, const char *path);
 int chardev_stream_open(struct chardev *c, int in_fd, int out_fd, struct chardev_stream **ret);
 void chardev_stream_close(struct chardev_stream *s);
 
+/* -- output (chardev-output.c) -- */
+
+/* Write what is queued now for one stream, or all, until it is gone or the peer takes no more. May close streams. */
+void chardev_stream_flush(struct chardev_stream *s);
+void chardev_flush(struct chardev *c);
+/* A writer has woken the main loop. */
+void chardev_output_woken(struct chardev *c);
+void chardev_on_flush_timer(evutil_socket_t fd, short what, void *c);
+/* The peer takes no more for now, or again. */
+void chardev_stream_set_blocked(struct chardev_stream *s, bool blocked);
+/* It takes part in the output from now on, from the scrollback's begin. Before it is in the list of streams. */
+void chardev_stream_begin_output(struct chardev_stream *s);
+
 /* No more output to it (its peer is gone, but what it typed still counts). */
 void chardev_stream_end_output(struct chardev_stream *s);
 
-/* Send text of ours to one stream, before output that the guest has not written yet. An earlier note still waiting is replaced. */
+/* Send text of ours to one stream, before what the guest writes from now on. It replaces a note that still waits. */
 void chardev_stream_note(struct chardev_stream *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* Do not read from it (a terminal that is not ours at present), or go on. */

@@ -13,7 +13,6 @@
 #include "base/paths.h"
 #include "base/unix.h"
 
-
 struct console {
     struct unix_listener listener;
     struct event *accept_event;

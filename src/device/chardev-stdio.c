@@ -1,9 +1,9 @@
 /*
  * The console on stdin and stdout.
  *
- * Both must not block here, but O_NONBLOCK belongs to the open file, which a shell and other programs share. So a
- * terminal or pipe is opened anew through /proc; only where that is refused (another user's terminal) the flag is set on
- * what there is, and taken back at the end. Sockets have a flag for each call, regular files never block.
+ * Both must not block here, but O_NONBLOCK belongs to the open file, which a shell and other programs share. So a terminal
+ * or pipe is opened anew through /proc; only where that is refused (another user's terminal) the flag is set on what there
+ * is, and taken back at the end. Sockets have a flag for each call, regular files never block.
  *
  * A terminal is in raw mode only while this process is in its foreground: in the background, reading and setting modes
  * would stop the process, and the guest with it.

@@ -6,16 +6,16 @@
  * costs a lock and a store a byte, and an idle one costs nothing.
  *
  * stdio and file lose nothing: while the ring is full chardev_write takes less, and on_writable tells (main thread) when
- * it takes more. Clients of a socket or pty never hold the guest up (only a main loop that is behind does): the ring is also
- * their scrollback, which whoever connects gets first; one that does not read, and falls behind by more than the ring,
- * loses what is oldest, is told how much, and it is counted.
+ * it takes more. Clients of a socket or pty never hold the guest up (only a main loop that is behind does): the ring is
+ * also their scrollback, which whoever connects gets first; one that does not read, and falls behind by more than the
+ * ring, loses what is oldest, is told how much, and it is counted.
  *
  * Socket clients (at most 16). Where QEMU leaves a second client waiting without a word and libvirt turns it away, here
  * every client sees all output, and one has the keyboard: the one that has been connected longest. The others are told
  * who has it, what they type is dropped, and the next in line is told when it gets it.
  *
- * Input. on_input gives bytes to the serial (main thread); beyond a small buffer the backend stops reading while the serial
- * has no room.
+ * Input. on_input gives bytes to the serial (main thread); beyond a small buffer the backend stops reading while the
+ * serial has no room.
  *
  * The process must ignore SIGPIPE (stdout and file may be pipes).
  */

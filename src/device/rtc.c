@@ -19,48 +19,7 @@
 
 #include "base/clock.h"
 #include "device/device-internal.h"
-
-enum {
-    REG_SEC = 0x00,
-    REG_SEC_ALARM = 0x01,
-    REG_MIN = 0x02,
-    REG_MIN_ALARM = 0x03,
-    REG_HOUR = 0x04,
-    REG_HOUR_ALARM = 0x05,
-    REG_WDAY = 0x06,
-    REG_MDAY = 0x07,
-    REG_MONTH = 0x08,
-    REG_YEAR = 0x09,
-    REG_A = 0x0a,
-    REG_B = 0x0b,
-    REG_C = 0x0c,
-    REG_D = 0x0d,
-    REG_CENTURY = 0x32,
-};
-
-#define CMOS_SIZE 128
-#define INDEX_MASK 0x7f /* bit 7 of the index port masks NMIs on a PC; there are none here */
-
-#define A_UIP 0x80
-#define A_RATE 0x0f
-#define A_DIVIDER 0x70
-#define A_DIVIDER_RESET 0x60 /* both bits: the divider is held in reset, and the clock stands */
-#define A_DEFAULT 0x26       /* 32768 Hz, 1024 interrupts a second when enabled */
-#define B_SET 0x80
-#define B_PIE 0x40
-#define B_AIE 0x20
-#define B_UIE 0x10
-#define B_BINARY 0x04
-#define B_24H 0x02
-#define B_RESET_MASK 0x87 /* what a reset leaves */
-#define C_IRQF 0x80
-#define C_FLAGS 0x70 /* PF, AF, UF: at the places of their enable bits in B */
-#define C_PF 0x40
-#define C_AF 0x20
-#define C_UF 0x10
-#define D_VALID 0x80
-#define HOUR_PM 0x80
-#define ALARM_ANY 0xc0
+#include "device/rtc-internal.h"
 
 #define TICK_HZ 32768u
 #define UIP_NS (244 * NSEC_PER_USEC)
@@ -169,147 +128,7 @@ static bool stopped(const struct rtc *rtc)
     return (rtc->regs.cmos[REG_B] & B_SET) || divider_reset(rtc->regs.cmos[REG_A]);
 }
 
-/* -- fields of a time in the format that register B asks for -- */
-
-static uint8_t encode(const struct rtc *rtc, int v)
-{
-    return (uint8_t)(rtc->regs.cmos[REG_B] & B_BINARY ? v : (v / 10) << 4 | v % 10);
-}
-
-/* -1 for what is no number in this format. */
-static int decode(const struct rtc *rtc, uint8_t v)
-{
-    if (rtc->regs.cmos[REG_B] & B_BINARY)
-        return v;
-    return (v >> 4) > 9 || (v & 15) > 9 ? -1 : (v >> 4) * 10 + (v & 15);
-}
-
-static uint8_t encode_hour(const struct rtc *rtc, int hour)
-{
-    if (rtc->regs.cmos[REG_B] & B_24H)
-        return encode(rtc, hour);
-    return (uint8_t)(encode(rtc, hour % 12 ? hour % 12 : 12) | (hour >= 12 ? HOUR_PM : 0));
-}
-
-static int decode_hour(const struct rtc *rtc, uint8_t v)
-{
-    int hour;
-
-    if (rtc->regs.cmos[REG_B] & B_24H)
-        return decode(rtc, v);
-    hour = decode(rtc, v & (uint8_t)~HOUR_PM);
-    if (hour < 1 || hour > 12)
-        return -1;
-    return hour % 12 + (v & HOUR_PM ? 12 : 0);
-}
-
-static bool is_time_reg(unsigned int reg)
-{
-    return reg == REG_SEC || reg == REG_MIN || reg == REG_HOUR || (reg >= REG_WDAY && reg <= REG_YEAR) ||
-           reg == REG_CENTURY;
-}
-
-static uint8_t time_reg(const struct rtc *rtc, int64_t s, unsigned int reg)
-{
-    time_t t = s;
-    struct tm tm;
-    int year;
-
-    gmtime_r(&t, &tm);
-    year = tm.tm_year + 1900;
-    switch (reg) {
-    case REG_SEC:
-        return encode(rtc, tm.tm_sec);
-    case REG_MIN:
-        return encode(rtc, tm.tm_min);
-    case REG_HOUR:
-        return encode_hour(rtc, tm.tm_hour);
-    case REG_WDAY:
-        return encode(rtc, tm.tm_wday + 1);
-    case REG_MDAY:
-        return encode(rtc, tm.tm_mday);
-    case REG_MONTH:
-        return encode(rtc, tm.tm_mon + 1);
-    case REG_YEAR:
-        return encode(rtc, (year % 100 + 100) % 100);
-    default:
-        return encode(rtc, (year / 100 % 100 + 100) % 100);
-    }
-}
-
-static int clamp(int v, int min, int max)
-{
-    return v < min ? min : v > max ? max : v;
-}
-
-static int month_days(int year, int month)
-{
-    static const uint8_t days[12] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-
-    return days[month] + (month == 1 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0));
-}
-
-/* The time in the given register values; what is out of its range counts as the nearest value in it. */
-static int64_t time_of_regs(const struct rtc *rtc, const uint8_t *cmos)
-{
-    int year = clamp(decode(rtc, cmos[REG_CENTURY]), 0, 99) * 100 + clamp(decode(rtc, cmos[REG_YEAR]), 0, 99);
-    int month = clamp(decode(rtc, cmos[REG_MONTH]), 1, 12) - 1;
-    struct tm tm = {
-        .tm_year = year - 1900,
-        .tm_mon = month,
-        .tm_mday = clamp(decode(rtc, cmos[REG_MDAY]), 1, month_days(year, month)),
-        .tm_hour = clamp(decode_hour(rtc, cmos[REG_HOUR]), 0, 23),
-        .tm_min = clamp(decode(rtc, cmos[REG_MIN]), 0, 59),
-        .tm_sec = clamp(decode(rtc, cmos[REG_SEC]), 0, 59),
-    };
-
-    return timegm(&tm);
-}
-
-static void time_to_regs(const struct rtc *rtc, int64_t s, uint8_t *cmos)
-{
-    for (unsigned int reg = 0; reg < CMOS_SIZE; reg++)
-        if (is_time_reg(reg))
-            cmos[reg] = time_reg(rtc, s, reg);
-}
-
 /* -- alarm, flags and interrupt -- */
-
-/* What a field of the alarm asks for: ANY, a value, or NEVER. */
-enum { ANY = -1, NEVER = -2 };
-
-static int alarm_field(uint8_t reg, int decoded, int max)
-{
-    if ((reg & ALARM_ANY) == ALARM_ANY)
-        return ANY;
-    return decoded < 0 || decoded > max ? NEVER : decoded;
-}
-
-/* The first second after `from` that the alarm registers match, or INT64_MAX when none ever does. */
-static int64_t next_alarm(const struct rtc *rtc, int64_t from)
-{
-    const uint8_t *cmos = rtc->regs.cmos;
-    int hour = alarm_field(cmos[REG_HOUR_ALARM], decode_hour(rtc, cmos[REG_HOUR_ALARM]), 23);
-    int min = alarm_field(cmos[REG_MIN_ALARM], decode(rtc, cmos[REG_MIN_ALARM]), 59);
-    int sec = alarm_field(cmos[REG_SEC_ALARM], decode(rtc, cmos[REG_SEC_ALARM]), 59);
-    int64_t t = from + 1;
-
-    if (hour == NEVER || min == NEVER || sec == NEVER)
-        return INT64_MAX;
-    /* It steps over whole hours and minutes, so it is there after less than 300 steps. */
-    for (;;) {
-        int day_sec = (int)((t % 86400 + 86400) % 86400);
-
-        if (hour != ANY && hour != day_sec / 3600)
-            t += 3600 - day_sec % 3600;
-        else if (min != ANY && min != day_sec / 60 % 60)
-            t += 60 - day_sec % 60;
-        else if (sec != ANY && sec != day_sec % 60)
-            t++;
-        else
-            return t;
-    }
-}
 
 /* Length of a period in ticks of TICK_HZ, 0 for none. A second is a whole number of periods. */
 static unsigned int period_ticks(const struct rtc *rtc)
@@ -351,7 +170,7 @@ static void update_flags(struct rtc *rtc, struct rtc_time now)
         return;
     if (now.s > seen.s) {
         *c |= C_UF;
-        if (next_alarm(rtc, seen.s) <= now.s)
+        if (rtc_next_alarm(rtc->regs.cmos, seen.s) <= now.s)
             *c |= C_AF;
     }
     if (period && (now.s != seen.s || periods(now, period) != periods(seen, period)))
@@ -373,7 +192,7 @@ static int64_t next_event_ns(const struct rtc *rtc)
     unsigned int period = period_ticks(rtc);
 
     if (wanted & C_AF)
-        next.s = next_alarm(rtc, seen.s);
+        next.s = rtc_next_alarm(rtc->regs.cmos, seen.s);
     if (wanted & C_UF)
         next.s = seen.s + 1;
     if ((wanted & C_PF) && period) {
@@ -428,7 +247,7 @@ static uint8_t read_time(struct rtc *rtc, unsigned int reg)
     }
     if (reg == REG_SEC)
         rtc->latched_by_a = false;
-    return time_reg(rtc, rtc->latch.s, reg);
+    return rtc_time_reg(rtc->regs.cmos, rtc->latch.s, reg);
 }
 
 static uint8_t read_a(struct rtc *rtc)
@@ -464,7 +283,7 @@ static uint8_t read_data(struct rtc *rtc)
         return read_a(rtc);
     if (reg == REG_C)
         return read_c(rtc);
-    if (is_time_reg(reg) && !stopped(rtc))
+    if (rtc_is_time_reg(reg) && !stopped(rtc))
         return read_time(rtc, reg);
     return rtc->regs.cmos[reg];
 }
@@ -478,7 +297,7 @@ static void write_control(struct rtc *rtc, unsigned int reg, uint8_t value)
     rtc_update(rtc);
     if (!was_stopped) {
         /* The time stands in the format that was asked for so far. */
-        time_to_regs(rtc, guest_now(rtc).s, cmos);
+        rtc_time_to_regs(guest_now(rtc).s, cmos);
         rtc->regs.divider_was_reset = false;
     }
     cmos[reg] = value;
@@ -489,7 +308,7 @@ static void write_control(struct rtc *rtc, unsigned int reg, uint8_t value)
         /* The divider runs on while only SET holds the time; out of reset it takes half a second to the first update. */
         uint32_t ns = rtc->regs.divider_was_reset ? HALF_SECOND_NS : guest_now(rtc).ns;
 
-        set_guest_time(rtc, (struct rtc_time){.s = time_of_regs(rtc, cmos), .ns = ns});
+        set_guest_time(rtc, (struct rtc_time){.s = rtc_time_of_regs(cmos), .ns = ns});
     }
     rtc->latched = false;
     rtc_update(rtc);
@@ -502,9 +321,10 @@ static void write_time(struct rtc *rtc, unsigned int reg, uint8_t value)
     uint8_t fields[CMOS_SIZE];
 
     rtc_update(rtc);
-    time_to_regs(rtc, now.s, fields);
+    memcpy(fields, rtc->regs.cmos, sizeof(fields));
+    rtc_time_to_regs(now.s, fields);
     fields[reg] = value;
-    set_guest_time(rtc, (struct rtc_time){.s = time_of_regs(rtc, fields), .ns = now.ns});
+    set_guest_time(rtc, (struct rtc_time){.s = rtc_time_of_regs(fields), .ns = now.ns});
     rtc_update(rtc);
 }
 
@@ -530,7 +350,7 @@ static void write_data(struct rtc *rtc, uint8_t value)
         rtc_update(rtc);
         break;
     default:
-        if (is_time_reg(reg) && !stopped(rtc))
+        if (rtc_is_time_reg(reg) && !stopped(rtc))
             write_time(rtc, reg, value);
         else
             rtc->regs.cmos[reg] = value;

@@ -260,7 +260,7 @@ static void write_tx(struct serial *s, uint8_t v)
 {
     struct serial_regs *regs = &s->regs;
 
-    /* A write ends the interrupt, and the byte being out starts the next: a handler that never reads IIR needs the edge. */
+    /* A write ends the interrupt, the byte being out starts the next: a handler that never reads IIR needs the edge. */
     regs->thre_pending = false;
     update_line(s);
     if (regs->mcr & MCR_LOOP) {

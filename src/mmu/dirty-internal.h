@@ -24,7 +24,8 @@ struct dirty_consumer {
 struct dirty_ring {
     struct kvm_dirty_gfn *entries;
     uint32_t mask;
-    uint32_t next; /* free-running index of the entry to look at next */
+    uint32_t next;  /* free-running index of the entry to look at next */
+    uint32_t taken; /* entries from `next` on that the harvest at hand has read */
 };
 
 struct dirty_log {
@@ -60,8 +61,9 @@ static inline void dirty_count(uint64_t *counter, uint64_t n)
 }
 
 /*
- * The sources. setup: settle the configuration, once. take: add KVM's dirty pages to log->harvest and protect them again; on -errno what was taken is in there
- * all the same, and nothing may be given out as a snapshot. look: add them and change nothing. All under the lock.
+ * The sources. setup: settle the configuration, once. take: add KVM's dirty pages to log->harvest, which is empty, and
+ * protect them again; on -errno what was taken is in there all the same, and nothing may be given out as a snapshot.
+ * look: add them and change nothing. All under the lock.
  */
 void dirty_bitmap_setup(struct dirty_log *log);
 int dirty_bitmap_take(struct dirty_log *log);

@@ -360,30 +360,8 @@ int dirty_log_ack(struct dirty_log *log, const char *name, uint64_t epoch)
 
 /* -- ranges ------------------------------------------------------------------- */
 
-/* Where a walk over a set is: `bits` of word `word` are still to come. */
-struct walk {
-    size_t word;
-    uint64_t bits;
-};
-
-/* Go on to a word with bits; false at the end. */
-static bool walk_next_word(const struct page_set *set, struct walk *w)
-{
-    while (!w->bits) {
-        if (++w->word % PAGE_SET_GROUP_WORDS == 0) {
-            size_t group = page_set_next_group(set, w->word / PAGE_SET_GROUP_WORDS);
-
-            if (group == set->group_count)
-                return false;
-            w->word = group * PAGE_SET_GROUP_WORDS;
-        }
-        w->bits = set->map[w->word];
-    }
-    return true;
-}
-
 /* Take the lowest run of set bits, which goes on into further words but not to page `limit`; returns its end. */
-static pfn_t walk_take_run(const struct page_set *set, struct walk *w, unsigned int start, pfn_t limit)
+static pfn_t take_run(const struct page_set *set, struct page_set_walk *w, unsigned int start, pfn_t limit)
 {
     uint64_t above = w->bits + (UINT64_C(1) << start);
     pfn_t base = (pfn_t)w->word * 64;
@@ -397,7 +375,7 @@ static pfn_t walk_take_run(const struct page_set *set, struct walk *w, unsigned 
         ;
     w->word = (size_t)(base / 64);
     if (base >= limit) {
-        /* The word belongs to the next slot; it is looked at by walk_next_word. */
+        /* The word belongs to the next slot; the walk comes to it next. */
         w->word--;
         w->bits = 0;
         return limit;
@@ -416,24 +394,24 @@ size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot
     const struct mem_slot *slots = mem_slots(mem, &count);
     pfn_t low = bytes_to_pages(slots[0].size), at = *cursor;
     gfn_t shift = gpa_to_gfn(MEM_HOLE_END) - low;
-    struct walk w = {.word = (size_t)(at / 64)};
+    struct page_set_walk w;
     size_t n = 0;
 
     if (set->pages == 0 || at >= set->limit)
         return 0;
-    w.bits = set->map[w.word] & (UINT64_MAX << (at % 64));
+    w = page_set_walk_from(set, at);
     while (n < max) {
         unsigned int start;
         pfn_t first;
 
-        if (!walk_next_word(set, &w)) {
+        if (!page_set_walk_word(set, &w)) {
             at = set->limit;
             break;
         }
         start = (unsigned int)__builtin_ctzll(w.bits);
         first = (pfn_t)w.word * 64 + start;
         /* Slots that touch in the RAM file are apart in the guest. */
-        at = walk_take_run(set, &w, start, first < low ? low : set->limit);
+        at = take_run(set, &w, start, first < low ? low : set->limit);
         out[n++] = (struct dirty_range){.gfn = first < low ? first : first + shift, .pages = at - first};
     }
     *cursor = at;

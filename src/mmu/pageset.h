@@ -81,6 +81,36 @@ static inline uint64_t page_set_add_word(struct page_set *set, size_t word, uint
 /* The first group at or after `from` whose summary bit is set, or group_count. */
 size_t page_set_next_group(const struct page_set *set, size_t from);
 
+/* Where a walk over a set is: pages `bits` of word `word` are still to come. */
+struct page_set_walk {
+    size_t word;
+    uint64_t bits;
+};
+
+/* Begin with a page below the limit. */
+static inline struct page_set_walk page_set_walk_from(const struct page_set *set, pfn_t page)
+{
+    size_t word = (size_t)(page / 64);
+
+    return (struct page_set_walk){.word = word, .bits = set->map[word] & (UINT64_MAX << (page % 64))};
+}
+
+/* Go on to a word with bits, unless there are some left in this one; false at the end. */
+static inline bool page_set_walk_word(const struct page_set *set, struct page_set_walk *w)
+{
+    while (!w->bits) {
+        if (++w->word % PAGE_SET_GROUP_WORDS == 0) {
+            size_t group = page_set_next_group(set, w->word / PAGE_SET_GROUP_WORDS);
+
+            if (group == set->group_count)
+                return false;
+            w->word = group * PAGE_SET_GROUP_WORDS;
+        }
+        w->bits = set->map[w->word];
+    }
+    return true;
+}
+
 /*
  * For a map that was written directly: the first group at or after `from` and before `end` that has a bit, or `end`;
  * *ret_pages is the number of its bits. The summary and `pages` are left to the caller.

@@ -6,8 +6,6 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -19,9 +17,10 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/util.h"
+#include "mmu/mem.h"
 #include "vcpu/stats.h"
+#include "vcpu/vm-internal.h"
 
-#define PROBE_STACK_SIZE (256 * KiB)
 #define PROBE_TSS_ADDR 0xfffbd000ul
 /* How long the speed of ring 0 is measured at least, and how many times round a loop for that. */
 #define MEASURE_NS (1 * NSEC_PER_MSEC)
@@ -30,6 +29,10 @@
 #define EMULATED_MIPS 10
 
 /* -- the throw-away VM -- */
+
+#define CR0_PE (1u << 0)
+#define CR0_ET (1u << 4)
+#define CR0_PG (1u << 31)
 
 #define GUEST_SIZE 0x10000u
 #define GUEST_PML4 0x1000u
@@ -41,7 +44,7 @@
 /* INVLPG, DEC and JNZ each time round, and the OUT. */
 #define INVLPG_INSTRUCTIONS (3 * INVLPG_COUNT + 1)
 
-/* 64-bit code; both loops count ECX down and leave by OUT. */
+/* Code that means the same in 32 and 64 bits; both loops count ECX down and leave by OUT. */
 static const uint8_t invlpg_loop[] = {
     0x0f, 0x01, 0x3c, 0x25, 0x00, 0x00, 0x00, 0x00, /* invlpg 0 */
     0xff, 0xc9,                                     /* dec %ecx */
@@ -111,8 +114,8 @@ static int make_vcpu(struct probe_vm *vm, int kvm_fd)
     s.cs = code;
     s.ds = s.es = s.fs = s.gs = s.ss = data;
     s.cr3 = GUEST_PML4;
-    s.cr4 = 1u << 5;                /* PAE */
-    s.cr0 = 1u << 31 | 1u << 4 | 1; /* PG, ET, PE */
+    s.cr4 = 1u << 5; /* PAE */
+    s.cr0 = CR0_PG | CR0_ET | CR0_PE;
     s.efer = 1u << 10 | 1u << 8;    /* LMA, LME */
     return ioctl(vm->vcpu_fd, KVM_SET_SREGS, &s) < 0 ? -errno : 0;
 }
@@ -155,12 +158,6 @@ static int probe_vm_run(struct probe_vm *vm, uint64_t code, uint32_t count, uint
     uint64_t start;
     int r;
 
-    /* Let KVM finish the OUT that ended the run before, which would move the new RIP on. */
-    vm->run->immediate_exit = 1;
-    r = ioctl(vm->vcpu_fd, KVM_RUN, 0);
-    vm->run->immediate_exit = 0;
-    if (r == 0 || errno != EINTR)
-        return -EPROTO;
     if (ioctl(vm->vcpu_fd, KVM_SET_REGS, &regs) < 0)
         return -errno;
     start = thread_ns();
@@ -168,7 +165,15 @@ static int probe_vm_run(struct probe_vm *vm, uint64_t code, uint32_t count, uint
         r = ioctl(vm->vcpu_fd, KVM_RUN, 0) < 0 ? -errno : 0;
     while (r == -EINTR);
     *ret_ns = thread_ns() - start;
-    return r < 0 ? r : vm->run->exit_reason == KVM_EXIT_IO ? 0 : -EPROTO;
+    if (r < 0)
+        return r;
+    if (vm->run->exit_reason != KVM_EXIT_IO)
+        return -EPROTO;
+    /* Let KVM finish the OUT, which would move whatever RIP is set next. */
+    vm->run->immediate_exit = 1;
+    r = ioctl(vm->vcpu_fd, KVM_RUN, 0);
+    vm->run->immediate_exit = 0;
+    return r < 0 && errno == EINTR ? 0 : -EPROTO;
 }
 
 /* -- paging -- */
@@ -239,8 +244,11 @@ static bool stat_value(const struct kvm_stats_source *s, const char *name, uint6
     return d;
 }
 
-/* The vCPU has just been made, so its statistics stand at 0 and what they say afterwards is what the loop did. */
-static int prove_paging(struct probe_vm *vm, struct host_info *info)
+/*
+ * Have the vCPU run the loop of INVLPGs at that address. It has just been made, so its statistics stand at 0 and what they
+ * say afterwards is what the loop did.
+ */
+static int prove_paging(struct probe_vm *vm, uint64_t code, struct host_info *info)
 {
     struct kvm_stats_source *stats;
     uint64_t exited = 0, emulated = 0, ns;
@@ -248,17 +256,17 @@ static int prove_paging(struct probe_vm *vm, struct host_info *info)
 
     if (r < 0)
         return r;
-    r = probe_vm_run(vm, GUEST_INVLPG, INVLPG_COUNT, &ns);
+    r = probe_vm_run(vm, code, INVLPG_COUNT, &ns);
     if (r == 0)
         r = stats_read(stats);
     if (r == 0 && !stat_value(stats, "invlpg", &exited))
         r = -ENOENT;
-    if (r == 0) {
+    /* Shadow paging has KVM emulate one instruction or another, but not all of them. */
+    if (r == 0 && stat_value(stats, "insn_emulation", &emulated))
+        info->ring0_emulated = emulated >= INVLPG_INSTRUCTIONS;
+    if (r == 0 && info->proven == HOST_PAGING_UNKNOWN) {
         info->proven = exited == INVLPG_COUNT ? HOST_PAGING_SHADOW : exited == 0 ? HOST_PAGING_TDP : HOST_PAGING_UNKNOWN;
         add_how(info, "; %llu of %u INVLPGs exited", (unsigned long long)exited, INVLPG_COUNT);
-        /* Shadow paging has KVM emulate one instruction or another, but not all of them. */
-        if (stat_value(stats, "insn_emulation", &emulated))
-            info->ring0_emulated = emulated >= INVLPG_INSTRUCTIONS;
     }
     stats_close(stats);
     return r;
@@ -347,142 +355,69 @@ static int measure_ring0(struct probe_vm *vm, struct host_info *info)
     return 0;
 }
 
-int host_measure_ring0(int kvm_fd, struct host_info *info)
-{
-    struct probe_vm vm;
-    int r = probe_vm_init(&vm, kvm_fd);
-
-    if (r < 0)
-        return r;
-    r = measure_ring0(&vm, info);
-    probe_vm_clear(&vm);
-    return r;
-}
-
 /* -- all together -- */
 
-/* What is left to be cleaned up after the result is known. */
-struct leftovers {
-    int kvm_fd;
-    bool has_vm;
-    struct probe_vm vm;
-};
-
-static int probe(const char *kvm_path, struct host_info *info, struct leftovers *left)
+void host_examine(int kvm_fd, struct host_info *info)
 {
+    struct probe_vm vm;
     int r;
 
-    *info = (struct host_info){0};
-    *left = (struct leftovers){.kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC)};
-    if (left->kvm_fd < 0)
-        return -errno;
-    host_read_module("/sys/module", info);
-    ask_capabilities(left->kvm_fd, info);
+    ask_capabilities(kvm_fd, info);
     ask_userfaultfd(info);
-    r = probe_vm_init(&left->vm, left->kvm_fd);
-    left->has_vm = r == 0;
-    if (r == 0)
-        r = prove_paging(&left->vm, info);
-    if (r < 0)
+    r = probe_vm_init(&vm, kvm_fd);
+    if (r == 0) {
+        r = prove_paging(&vm, GUEST_INVLPG, info);
+        if (r == 0)
+            (void)measure_ring0(&vm, info);
+        probe_vm_clear(&vm);
+    }
+    if (r < 0 && info->proven == HOST_PAGING_UNKNOWN)
         add_how(info, "; not proved: %s", strerrordesc_np(-r));
-    return 0;
-}
-
-static void leftovers_clear(struct leftovers *left)
-{
-    if (left->has_vm)
-        probe_vm_clear(&left->vm);
-    fd_close(left->kvm_fd);
 }
 
 int host_probe(const char *kvm_path, struct host_info *ret)
 {
-    struct leftovers left;
-    struct host_info info;
-    int r = probe(kvm_path, &info, &left);
+    _cleanup_close_ int kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC);
+    struct host_info info = {0};
 
-    if (r == 0) {
-        if (left.has_vm)
-            (void)measure_ring0(&left.vm, &info);
-        *ret = info;
-    }
-    leftovers_clear(&left);
-    return r;
-}
-
-struct host_probe {
-    pthread_t thread;
-    pthread_mutex_t lock; /* protects done; info and result are the thread's until it is set */
-    pthread_cond_t cond;
-    bool done;
-    int result;
-    struct host_info info;
-    char path[];
-};
-
-static void *probe_thread(void *arg)
-{
-    struct host_probe *p = arg;
-    struct leftovers left;
-
-    pthread_setname_np(pthread_self(), "probe");
-    p->result = probe(p->path, &p->info, &left);
-    pthread_mutex_lock(&p->lock);
-    p->done = true;
-    pthread_cond_signal(&p->cond);
-    pthread_mutex_unlock(&p->lock);
-    leftovers_clear(&left);
-    return NULL;
-}
-
-int host_probe_start(const char *kvm_path, struct host_probe **ret)
-{
-    struct host_probe *p = calloc(1, sizeof(*p) + strlen(kvm_path) + 1);
-    sigset_t all, old;
-    pthread_attr_t attr;
-    int r;
-
-    if (!p)
-        return -ENOMEM;
-    strcpy(p->path, kvm_path);
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->cond, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, PROBE_STACK_SIZE);
-    r = -pthread_create(&p->thread, &attr, probe_thread, p);
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (r < 0) {
-        pthread_cond_destroy(&p->cond);
-        pthread_mutex_destroy(&p->lock);
-        free(p);
-        return r;
-    }
-    *ret = p;
+    if (kvm_fd < 0)
+        return -errno;
+    host_read_module("/sys/module", &info);
+    host_examine(kvm_fd, &info);
+    *ret = info;
     return 0;
 }
 
-int host_probe_wait(struct host_probe *p, struct host_info *ret)
+/* -- on the VM of the guest itself -- */
+
+static int set_flat_segments(int vcpu_fd)
 {
-    pthread_mutex_lock(&p->lock);
-    while (!p->done)
-        pthread_cond_wait(&p->cond, &p->lock);
-    pthread_mutex_unlock(&p->lock);
-    if (p->result == 0)
-        *ret = p->info;
-    return p->result;
+    const struct kvm_segment code = {.selector = 8, .type = 11, .present = 1, .s = 1, .db = 1, .g = 1, .limit = 0xffffffff};
+    const struct kvm_segment data = {.selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1, .limit = 0xffffffff};
+    struct kvm_sregs s;
+
+    if (ioctl(vcpu_fd, KVM_GET_SREGS, &s) < 0)
+        return -errno;
+    s.cs = code;
+    s.ds = s.es = s.fs = s.gs = s.ss = data;
+    s.cr0 = CR0_ET | CR0_PE;
+    return ioctl(vcpu_fd, KVM_SET_SREGS, &s) < 0 ? -errno : 0;
 }
 
-void host_probe_free(struct host_probe *p)
+void host_prove_paging(struct vm *vm, struct host_info *info)
 {
-    if (!p)
-        return;
-    pthread_join(p->thread, NULL);
-    pthread_cond_destroy(&p->cond);
-    pthread_mutex_destroy(&p->lock);
-    free(p);
+    struct probe_vm borrowed = {.fd = vm->fd, .vcpu_fd = vm->vcpus[0]->fd, .run = vm->vcpus[0]->run};
+    int r;
+
+    host_read_module("/sys/module", info);
+    r = mem_write(vm->mem, GUEST_INVLPG, invlpg_loop, sizeof(invlpg_loop));
+    if (r == 0)
+        r = set_flat_segments(borrowed.vcpu_fd);
+    if (r == 0)
+        r = prove_paging(&borrowed, GUEST_INVLPG, info);
+    if (r < 0)
+        add_how(info, "; not proved: %s", strerrordesc_np(-r));
+    (void)mem_set(vm->mem, GUEST_INVLPG, 0, sizeof(invlpg_loop));
 }
 
 const char *host_paging_name(enum host_paging paging)

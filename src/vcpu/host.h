@@ -1,9 +1,10 @@
 /*
  * What this host's KVM offers, found by asking and by measuring: for query-host, --check-host and the refusal to start.
  *
- * Paging is proved, as parameters can lie: a throw-away VM with paging on executes INVLPGs, which leave the guest only
- * where KVM keeps shadow page tables, and the vCPU's statistics tell how many did. That VM costs 1 to 3 ms, mostly
- * waiting for the kernel; so a start does it in a thread of its own while it makes the real VM (host_probe_start).
+ * Paging is proved, as parameters can lie: a vCPU executes INVLPGs, which leave the guest only where KVM keeps shadow page
+ * tables, and its statistics tell how many did. A start has the guest's own VM do it, before there is a guest in it: that
+ * proves the very VM and costs 0.2 ms, most of which the guest's first entry costs otherwise. A throw-away VM costs 1 ms,
+ * and as much again beside the VM that is being made: both want the locks of one address space.
  */
 #ifndef UMBRA_VCPU_HOST_H
 #define UMBRA_VCPU_HOST_H
@@ -20,7 +21,7 @@ enum host_paging {
 struct host_info {
     char module[32];            /* kvm_pvm, kvm_amd, kvm_intel, or "" */
     enum host_paging by_module; /* what the module and its parameter say */
-    enum host_paging proven;    /* what the INVLPG probe showed */
+    enum host_paging proven;    /* what INVLPG showed */
     char how[128];              /* e.g. "kvm_amd npt=N; 10 of 10 INVLPGs exited", or why nothing is known */
     bool ring0_emulated;        /* guest kernel code is emulated; false too where that cannot be found out */
     double ring0_mips;          /* millions of guest kernel instructions a second; 0 until measured */
@@ -30,21 +31,20 @@ struct host_info {
     bool userfaultfd; /* missing pages and write protection, of shared memory, also when KVM touches it */
 };
 
-/* Everything, ring-0 speed included; under 50 ms. 0, or -errno of opening KVM; other failures leave their fields unknown. */
+/* Everything; under 50 ms. 0, or -errno of opening KVM; other failures leave their fields unknown. */
 int host_probe(const char *kvm_path, struct host_info *ret);
 
-/*
- * The same but for ring0_mips, in a thread: start it (0, or -errno of making the thread), wait for the result (as
- * host_probe), free it. The result is there before the throw-away VM is gone, which takes as long again: free it when
- * there is time. kvm_path is copied; wait and free are for the thread that started it; free without wait is fine.
- */
-struct host_probe;
-int host_probe_start(const char *kvm_path, struct host_probe **ret);
-int host_probe_wait(struct host_probe *probe, struct host_info *ret);
-void host_probe_free(struct host_probe *probe);
+/* The same on an open /dev/kvm but for module and by_module; what is proven already, and how, stays. */
+void host_examine(int kvm_fd, struct host_info *info);
 
-/* Measure ring0_mips with a throw-away VM on an open /dev/kvm; about 10 ms. 0 or -errno, info unchanged. */
-int host_measure_ring0(int kvm_fd, struct host_info *info);
+/*
+ * Fill in module, by_module, proven and how by means of a VM made by vm_new whose vCPUs have not run. Afterwards vCPU 0 has
+ * other registers (vm_reset sets them), guest memory is zero where its code was, KVM takes no other CPUID for the vCPU, and
+ * the vCPU's statistics do not begin at 0. For vCPU 0's thread (vm_callbacks.on_start): until Linux 6.13 KVM waits for an
+ * RCU grace period where another thread comes to run a vCPU.
+ */
+struct vm;
+void host_prove_paging(struct vm *vm, struct host_info *info);
 
 /*
  * Find the module that serves /dev/kvm and what its parameter says: module, by_module and how. `dir` is /sys/module but

@@ -273,6 +273,8 @@ static void *vcpu_thread(void *arg)
     snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
     pthread_setname_np(pthread_self(), name);
     atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
+    if (vcpu->index == 0 && vm->callbacks.on_start)
+        vm->callbacks.on_start(vm->callbacks.opaque);
     go_on = park(vcpu);
     while (go_on) {
         int err = enter_guest(vcpu);

@@ -409,12 +409,13 @@ int vm_start(struct vm *vm)
 
 void vm_pause(struct vm *vm)
 {
+    bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
-    atomic_store(&vm->run, false);
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
-            vcpu_kick(vm->vcpus[i]);
+            if (was_running)
+                vcpu_kick(vm->vcpus[i]);
             started++;
         }
     pthread_mutex_lock(&vm->lock);

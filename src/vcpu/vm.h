@@ -40,6 +40,8 @@ struct vm_callbacks {
      */
     void (*on_exit)(void *opaque, unsigned int vcpu, enum vm_exit_kind kind, const char *reason);
     void *opaque;
+    /* vCPU 0's thread calls it first, before it parks. NULL: nothing to do. */
+    void (*on_start)(void *opaque);
 };
 
 struct vm_config {
@@ -55,9 +57,9 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret);
 /* Ends and joins the vCPU threads first. NULL is fine. */
 void vm_free(struct vm *vm);
 
-/* Start the vCPU threads, parked. */
+/* Start the vCPU threads, which park by themselves. */
 int vm_start(struct vm *vm);
-/* Idempotent. vm_pause waits for the vCPUs; both are for the main thread. */
+/* Idempotent. vm_pause waits until all vCPUs are parked; both are for the main thread. */
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
@@ -73,7 +75,7 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
 
 /*
  * Say whether the CPU may hold back dirty pages until a vCPU leaves the guest (page-modification logging, which goes with
- * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. Before vm_start.
+ * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. VM paused.
  */
 void vm_set_dirty_buffered(struct vm *vm, bool on);
 

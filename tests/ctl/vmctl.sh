@@ -172,7 +172,7 @@ has 0 "demo  *running, up * (process $demo)*vCPUs * 2 (threads 4711, 4712)*memor
 v -o json status demo
 has 0 '"query-status":{"status":"running"*"query-memory-size-summary":{"base-memory":536870912' "" "status as JSON"
 v host demo
-has 0 "paging * shadow*guest kernel * native, 812 million*KVM * kvm_amd, API 12, at most 1024 vCPUs*no    userfaultfd  userfaultfd cannot" "" "host"
+has 0 "paging * shadow*guest kernel * native*KVM * kvm_amd, API 12, at most 1024 vCPUs*no    userfaultfd  userfaultfd cannot" "" "host"
 v -o json host demo
 has 0 '{"paging":{"mode":"shadow"' "" "host as JSON"
 v stats demo

@@ -1,9 +1,9 @@
 #!/bin/bash
 # where: any
 # What a person can get wrong when starting a VM: one clear line, the right exit status, nothing left in the runtime directory.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 
 idler=$UMBRA_GUESTS/idler.elf
 mkdir -p "$tap_dir/files"

@@ -1,9 +1,9 @@
 #!/bin/bash
 # where: stock
 # A stock Debian kernel comes up with 1 and 4 vCPUs, sees them all, and powers off when asked to.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 
 for cpus in 1 4; do
     name=boot$cpus

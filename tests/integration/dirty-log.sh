@@ -1,10 +1,10 @@
 #!/bin/bash
 # where: any
 # The pages a guest says it wrote are the pages of the snapshots, for each backend and for consumers that come, fail and go.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
-. "$(dirname "$0")/../lib/dirty.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
+. "$(dirname "$0")/../lib/dirty.sh" || exit 1
 
 for backend in bitmap ring; do
     vm=dl-$backend

@@ -1,10 +1,10 @@
 #!/bin/bash
 # where: any
 # More pages are written between two snapshots than a ring holds: the vCPU stops, its entries are taken, nothing is lost.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
-. "$(dirname "$0")/../lib/dirty.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
+. "$(dirname "$0")/../lib/dirty.sh" || exit 1
 
 dirtier_start over --memory 512M --dirty-log ring
 consumer over dirty-log-start a

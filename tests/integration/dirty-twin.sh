@@ -2,10 +2,10 @@
 # where: any
 # Twins: the same commands to the same guest, once under a plain program that is KVM's only dirty-log consumer, once under
 # umbrad. Every page that KVM reported to the program is in umbrad's snapshots.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
-. "$(dirname "$0")/../lib/dirty.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
+. "$(dirname "$0")/../lib/dirty.sh" || exit 1
 
 commands=("2000 1 random" "5000 77 stride" "16 3 seq" "3000 1 random" "9000 8 hot")
 

@@ -1,9 +1,9 @@
 #!/bin/bash
 # where: stock
 # A guest that works survives 1000 pauses, its work unharmed and its clock going forward.
-. "$(dirname "$0")/../lib/tap.sh"
-. "$(dirname "$0")/../lib/wait.sh"
-. "$(dirname "$0")/../lib/vm.sh"
+. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/vm.sh" || exit 1
 cycles=1000
 
 vm_start_serving pr "" --cpus 2 --memory 256M

@@ -6,14 +6,14 @@ dirtier_start() {
     local name=$1
     shift
     vm_start_guest "$name" dirtier "mode=serve" "$@"
-    vm_expect "$name" '^dirtier: ready region' 60 || bail "the dirtier is not ready"
+    vm_expect "$name" '^dirtier: ready region' 300 || bail "the dirtier is not ready"
     region_gfn=$(($(sed -E 's/.*gfn=(0x[0-9a-f]+).*/\1/' <<<"$vm_line")))
     region_pages=$(sed -E 's/.*pages=([0-9]+).*/\1/' <<<"$vm_line")
 }
 
 # dirtier_dirty NAME COUNT SEED PATTERN
 dirtier_dirty() {
-    vm_ask "$1" "dirty $2 $3 $4" '^done count=' 60 || bail "the dirtier does not answer"
+    vm_ask "$1" "dirty $2 $3 $4" '^done count=' 300 || bail "the dirtier does not answer"
 }
 
 # expected_pages COMMAND...: gfns that these commands ("COUNT SEED PATTERN") dirty, one a line.

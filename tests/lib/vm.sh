@@ -46,7 +46,7 @@ vm_start_serving() {
     vm_start "$name" --kernel "$UMBRA_KERNEL" --initrd "$UMBRA_INITRD" \
         --cmdline "console=ttyS0 quiet umbra.run=serve $cmdline" --console socket "$@"
     vm_console "$name"
-    vm_expect "$name" 'umbra-guest: serving' 90 || bail "$name does not serve: $(tail -n 5 "$tap_dir/$name.console")"
+    vm_expect "$name" 'umbra-guest: serving' 300 || bail "$name does not serve: $(tail -n 5 "$tap_dir/$name.console")"
 }
 
 # vm_start_guest NAME GUEST CMDLINE ARGUMENT...: a test guest, its console over the socket.

@@ -3,7 +3,7 @@
 for t in "$UMBRA_SRC"/tests/integration/*.sh; do
     name=$(basename "$t" .sh)
     start=$SECONDS
-    timeout 300 bash "$t" >"$UMBRA_RESULTS/$name.tap" 2>&1 </dev/null
+    timeout 900 bash "$t" >"$UMBRA_RESULTS/$name.tap" 2>&1 </dev/null
     status=$?
     echo $status >"$UMBRA_RESULTS/$name.status"
     printf '%s: exit %d, %d s\n' "$name" $status $((SECONDS - start))

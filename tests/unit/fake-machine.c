@@ -200,9 +200,15 @@ static const struct stats_desc descs_vm[] = {
 };
 static const struct stats_desc descs_vcpu[] = {
     {.name = "exits", .type = STATS_CUMULATIVE, .count = 1, .offset = 0},
-    {.name = "halt_wait_ns", .type = STATS_CUMULATIVE, .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1, .offset = 1},
+    {.name = "halt_wait_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1, .offset = 1},
     {.name = "blocking", .type = STATS_INSTANT, .unit = STATS_BOOLEAN, .count = 1, .offset = 2},
-    {.name = "halt_wait_hist", .type = STATS_LOG_HIST, .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 3, .offset = 3},
+    {.name = "halt_wait_hist",
+     .type = STATS_LOG_HIST,
+     .unit = STATS_SECONDS,
+     .exponent = -9,
+     .base = 10,
+     .count = 3,
+     .offset = 3},
     {.name = "linear_hist", .type = STATS_LINEAR_HIST, .unit = STATS_BYTES, .bucket_size = 16, .count = 2, .offset = 6},
 };
 

@@ -233,3 +233,65 @@ void peer_expect_error(struct peer *p, const char *request, const char *class, c
     if (strcmp(got_class, class) != 0 || strcmp(got_desc, desc) != 0)
         fail_msg("%.200s\ngot  %s: %s\nwant %s: %s", request, got_class, got_desc, class, desc);
 }
+
+/* -- env --------------------------------------------------------------------- */
+
+int env_setup(void **state, const struct fake_options *options)
+{
+    struct env *e = calloc(1, sizeof(*e));
+
+    assert_non_null(e);
+    fixture_init(&e->f, options);
+    e->p = peer_ready(&e->f, false);
+    *state = e;
+    return 0;
+}
+
+int env_teardown(void **state)
+{
+    struct env *e = *state;
+
+    peer_free(e->p);
+    fixture_clear(&e->f);
+    free(e);
+    return 0;
+}
+
+#define REQUEST_MAX 1024
+
+static const char *request_of(char buf[REQUEST_MAX], const char *command, const char *arguments)
+{
+    assert_true(snprintf(buf, REQUEST_MAX, "{'execute':'%s','arguments':%s}", command, arguments) < REQUEST_MAX);
+    return buf;
+}
+
+json_t *env_call(struct env *e, const char *command, const char *arguments)
+{
+    char request[REQUEST_MAX];
+
+    return peer_call(e->p, request_of(request, command, arguments));
+}
+
+void env_expect(struct env *e, const char *command, const char *arguments, const char *answer)
+{
+    char request[REQUEST_MAX];
+
+    peer_expect(e->p, request_of(request, command, arguments), answer);
+}
+
+void env_expect_error(struct env *e, const char *command, const char *arguments, const char *desc)
+{
+    char request[REQUEST_MAX];
+
+    peer_expect_error(e->p, request_of(request, command, arguments), "GenericError", desc);
+}
+
+uint64_t env_number(const json_t *answer, const char *key)
+{
+    json_t *value;
+    uint64_t v = 0;
+
+    assert_int_equal(json_get_obj(answer, "return", &value), 0);
+    assert_int_equal(json_get_u64(value, key, &v), 0);
+    return v;
+}

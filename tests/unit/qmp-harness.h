@@ -54,6 +54,22 @@ void peer_expect_next(struct peer *p, const char *answer);
 /* Send a request; the answer must be an error of that class and text. */
 void peer_expect_error(struct peer *p, const char *request, const char *class, const char *desc);
 
+/* A server and one client of it, as most tests want them: state of a cmocka test. */
+struct env {
+    struct fixture f;
+    struct peer *p;
+};
+
+int env_setup(void **state, const struct fake_options *options);
+int env_teardown(void **state);
+/* Send COMMAND with `arguments`; strings may stand in single quotes. */
+json_t *env_call(struct env *e, const char *command, const char *arguments);
+/* And the answer must be equal to `answer`, or be an error of class GenericError with that text. */
+void env_expect(struct env *e, const char *command, const char *arguments, const char *answer);
+void env_expect_error(struct env *e, const char *command, const char *arguments, const char *desc);
+/* The number `key` of an answer. */
+uint64_t env_number(const json_t *answer, const char *key);
+
 /* Run the server's loop until nothing is ready. */
 void fixture_run(struct fixture *f);
 

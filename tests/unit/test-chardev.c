@@ -248,7 +248,7 @@ static unsigned int wakeups(struct console_test *t, unsigned int ms)
     return count;
 }
 
-/* Once what is under way is done, nothing wakes the main loop; a timer that goes on, or a busy loop, would never let it be. */
+/* Once what is under way is done nothing wakes the main loop: a timer that goes on, or a busy loop, never lets it be. */
 static void assert_idle(struct console_test *t)
 {
     for (int i = 0; i < 50; i++)

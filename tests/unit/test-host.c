@@ -14,7 +14,9 @@
 
 #include "base/fd.h"
 #include "base/util.h"
+#include "mmu/mem.h"
 #include "vcpu/host.h"
+#include "vcpu/vm.h"
 
 /* -- /sys/module -- */
 
@@ -130,15 +132,9 @@ static const char *kvm_path(void)
 static void test_no_kvm(void **state)
 {
     struct host_info info = {.max_vcpus = 7};
-    struct host_probe *probe;
 
     assert_int_equal(host_probe("/nonexistent", &info), -ENOENT);
-    assert_int_equal(host_probe_start("/nonexistent", &probe), 0);
-    assert_int_equal(host_probe_wait(probe, &info), -ENOENT);
-    host_probe_free(probe);
-    host_probe_free(NULL);
     assert_int_equal(info.max_vcpus, 7);
-    assert_int_equal(host_measure_ring0(-1, &info), -EBADF);
     /* What can be opened but is no KVM leaves everything unknown, and tells why. */
     assert_int_equal(host_probe("/dev/null", &info), 0);
     assert_int_equal(info.proven, HOST_PAGING_UNKNOWN);
@@ -162,8 +158,7 @@ static void assert_plausible(const struct host_info *info)
 
 static void test_probe(void **state)
 {
-    struct host_info whole, fast;
-    struct host_probe *probe;
+    struct host_info whole, rest = {.proven = HOST_PAGING_TDP, .how = "told"};
     int kvm;
 
     if (access(kvm_path(), R_OK | W_OK) < 0)
@@ -175,23 +170,85 @@ static void test_probe(void **state)
     if (whole.module[0])
         assert_int_equal(whole.ring0_emulated, strcmp(whole.module, "kvm_pvm") == 0);
 
-    assert_int_equal(host_probe_start(kvm_path(), &probe), 0);
-    assert_int_equal(host_probe_wait(probe, &fast), 0);
-    host_probe_free(probe);
-    assert_plausible(&fast);
-    assert_int_equal(fast.proven, whole.proven);
-    assert_int_equal(fast.ring0_emulated, whole.ring0_emulated);
-    assert_string_equal(fast.how, whole.how);
-    assert_true(fast.ring0_mips == 0);
-
     kvm = open(kvm_path(), O_RDWR | O_CLOEXEC);
     assert_true(kvm >= 0);
-    assert_int_equal(host_measure_ring0(kvm, &fast), 0);
-    assert_true(fast.ring0_mips > 0);
+    host_examine(kvm, &rest);
     close(kvm);
+    assert_int_equal(rest.proven, HOST_PAGING_TDP);
+    assert_string_equal(rest.how, "told");
+    assert_int_equal(rest.ring0_emulated, whole.ring0_emulated);
+    assert_int_equal(rest.max_vcpus, whole.max_vcpus);
+    assert_int_equal(rest.userfaultfd, whole.userfaultfd);
+    assert_true(rest.ring0_mips > 0);
+}
 
-    assert_int_equal(host_probe_start(kvm_path(), &probe), 0);
-    host_probe_free(probe);
+/* -- the guest's own VM -- */
+
+struct prove {
+    struct vm *vm;
+    struct host_info info;
+};
+
+static void prove(void *opaque)
+{
+    struct prove *p = opaque;
+
+    host_prove_paging(p->vm, &p->info);
+}
+
+static void on_exit_unwanted(void *opaque, unsigned int vcpu, enum vm_exit_kind kind, const char *reason)
+{
+    fail_msg("vcpu%u left the guest: %s", vcpu, reason);
+}
+
+/* All of guest memory is zero. */
+static bool memory_untouched(const struct mem *mem)
+{
+    static uint8_t buf[64 * KiB];
+
+    for (gpa_t gpa = 0; gpa < mem_size(mem); gpa += sizeof(buf)) {
+        assert_int_equal(mem_read(mem, gpa, buf, sizeof(buf)), 0);
+        for (size_t i = 0; i < sizeof(buf); i++)
+            if (buf[i])
+                return false;
+    }
+    return true;
+}
+
+static void prove_with(enum dirty_backend backend, const struct host_info *want)
+{
+    struct mem_config memory = {.size = 2 * MiB};
+    struct prove p = {0};
+    struct vm_config config = {
+        .kvm_path = kvm_path(),
+        .cpus = 2,
+        .dirty_backend = backend,
+        .callbacks = {.on_exit = on_exit_unwanted, .on_start = prove, .opaque = &p},
+    };
+    struct mem *mem;
+
+    assert_int_equal(mem_new(&memory, &mem), 0);
+    assert_int_equal(vm_new(&config, mem, &p.vm), 0);
+    assert_int_equal(vm_start(p.vm), 0);
+    /* The proof has ended when the vCPUs are parked. */
+    vm_pause(p.vm);
+    assert_int_equal(p.info.proven, want->proven);
+    assert_int_equal(p.info.by_module, want->by_module);
+    assert_string_equal(p.info.how, want->how);
+    assert_true(memory_untouched(mem));
+    vm_free(p.vm);
+    mem_free(mem);
+}
+
+static void test_prove_paging(void **state)
+{
+    struct host_info whole;
+
+    if (access(kvm_path(), R_OK | W_OK) < 0)
+        skip();
+    assert_int_equal(host_probe(kvm_path(), &whole), 0);
+    prove_with(DIRTY_BITMAP, &whole);
+    prove_with(DIRTY_RING, &whole);
 }
 
 static unsigned int open_files(void)
@@ -206,24 +263,20 @@ static unsigned int open_files(void)
 static void test_nothing_stays_open(void **state)
 {
     unsigned int before = open_files();
-    struct host_probe *probe;
     struct host_info info;
 
     if (access(kvm_path(), R_OK | W_OK) < 0)
         skip();
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 5; i++)
         assert_int_equal(host_probe(kvm_path(), &info), 0);
-        assert_int_equal(host_probe_start(kvm_path(), &probe), 0);
-        host_probe_free(probe);
-    }
     assert_int_equal(open_files(), before);
 }
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_module), cmocka_unit_test(test_no_module),          cmocka_unit_test(test_no_kvm),
-        cmocka_unit_test(test_probe),  cmocka_unit_test(test_nothing_stays_open),
+        cmocka_unit_test(test_module), cmocka_unit_test(test_no_module),     cmocka_unit_test(test_no_kvm),
+        cmocka_unit_test(test_probe),  cmocka_unit_test(test_prove_paging), cmocka_unit_test(test_nothing_stays_open),
     };
 
     return cmocka_run_group_tests_name("host", tests, NULL, NULL);

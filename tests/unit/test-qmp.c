@@ -46,8 +46,8 @@ static void test_negotiation(void **state)
 {
     struct peer *p = peer_new(*state, false);
 
-    peer_expect_next(p, "{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0},\"package\":\"" PACKAGE_NAME
-                        " " PACKAGE_VERSION "\"},\"capabilities\":[]}}");
+    peer_expect_next(p, "{'QMP':{'version':{'qemu':{'major':7,'minor':2,'micro':0},"
+                        "'package':'" PACKAGE_NAME " " PACKAGE_VERSION "'},'capabilities':[]}}");
     peer_expect_error(p, STATUS, NOT_FOUND, "Expecting capabilities negotiation with 'qmp_capabilities'");
     peer_expect_error(p, "{\"execute\":\"nope\"}", NOT_FOUND,
                       "Expecting capabilities negotiation with 'qmp_capabilities'");
@@ -68,8 +68,8 @@ static void test_negotiation(void **state)
 static void test_id(void **state)
 {
     static const char *const ids[] = {
-        "1",   "-1", "1.50", "1e3", "\"x\"", "\"\"", "null", "true", "[1,{\"a\":null}]", "{\"b\":[]}", "18446744073709551615",
-        "\"\\u00e9\\\"\"",
+        "1",    "-1",   "1.50",               "1e3",         "\"x\"",                "\"\"",
+        "null", "true", "[1,{\"a\":null}]", "{\"b\":[]}", "18446744073709551615", "\"\\u00e9\\\"\"",
     };
     struct peer *p = peer_ready(*state, false);
 
@@ -339,7 +339,7 @@ static void test_clients(void **state)
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     assert_int_equal(qmp_server_add_client(f->server, fds[1], false), -EUSERS);
     late = peer_adopt(f, fds[0]);
-    peer_expect_next(late, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"too many control clients, the limit is 64\"}}");
+    peer_expect_next(late, "{'error':{'class':'GenericError','desc':'too many control clients, the limit is 64'}}");
     peer_expect_end(late);
     peer_free(late);
     /* Watchers cannot lock out those who control. */

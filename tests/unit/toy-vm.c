@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -16,9 +17,12 @@
 #include "base/util.h"
 
 #define KICK_SIGNAL SIGUSR1
+#define CPUID_ENTRIES 128u
 /* The unlogged slot. */
 #define AUX_BASE UINT64_C(0xd0000000)
 #define AUX_SLOT MEM_MAX_SLOTS
+/* In no slot: a write there leaves the guest. */
+#define BELL UINT64_C(0xc8000000)
 #define MAILBOX_STRIDE UINT64_C(4096)
 #define CODE_OFFSET (MAILBOX_STRIDE * TOY_MAX_VCPUS)
 #define TABLES_OFFSET (CODE_OFFSET + 4096)
@@ -41,6 +45,7 @@ struct mailbox {
     uint64_t stop;   /* 40: host; not 0: end now */
     uint64_t visits; /* 48: guest */
     uint64_t gap;    /* 56: guest */
+    uint64_t spin;   /* 64: host; not 0: wait for `go` inside the guest */
 };
 
 struct toy_vcpu {
@@ -54,7 +59,8 @@ struct toy_vcpu {
     pthread_t thread;
     bool started;
     bool inside; /* under vm->lock: not parked */
-    bool died;   /* atomic */
+    bool rang;   /* the thread's own: the guest has nothing to do */
+    bool died;   /* under vm->lock */
 };
 
 struct toy_vm {
@@ -68,13 +74,13 @@ struct toy_vm {
     uint64_t ring_full;    /* atomic */
     struct toy_vcpu vcpus[TOY_MAX_VCPUS];
     pthread_mutex_t lock;
-    pthread_cond_t cond; /* paused, quit or a vCPU's inside changed */
+    pthread_cond_t cond; /* something under the lock, or a mailbox's `go`, changed */
     bool paused, quit;   /* under lock; also read by vCPU threads as hints */
 };
 
 /*
- * rdi: mailbox. Wait for `go` to change, then visit every page of the list, rounds times, noting the longest gap
- * between two visits.
+ * rdi: mailbox, r11: bell. Wait for `go` to change, then visit every page of the list, rounds times, noting the longest
+ * gap between two visits.
  */
 __asm__(".pushsection .rodata\n"
         "toy_guest_start:\n"
@@ -82,6 +88,9 @@ __asm__(".pushsection .rodata\n"
         "   cmp 8(%rdi), %rax\n"
         "   jne 2f\n"
         "   pause\n"
+        "   cmpq $0, 64(%rdi)\n"
+        "   jne 1b\n"
+        "   movl $1, (%r11)\n"
         "   jmp 1b\n"
         "2: mov 32(%rdi), %r10\n"
         "   rdtsc\n"
@@ -109,7 +118,9 @@ __asm__(".pushsection .rodata\n"
         "   mov %rdx, 56(%rdi)\n"
         "7: dec %rcx\n"
         "   jmp 4b\n"
-        "5: test %r10, %r10\n"
+        "5: cmpq $0, 40(%rdi)\n"
+        "   jne 6f\n"
+        "   test %r10, %r10\n"
         "   jz 3b\n"
         "   dec %r10\n"
         "   jnz 3b\n"
@@ -191,24 +202,38 @@ static void on_kick(int sig)
     (void)sig;
 }
 
-/* Park while paused; false when the VM is to end. */
+static bool idle(const struct toy_vcpu *v)
+{
+    return __atomic_load_n(&v->box->go, __ATOMIC_ACQUIRE) == __atomic_load_n(&v->box->done, __ATOMIC_ACQUIRE);
+}
+
+/* Park while paused, and while there is nothing to do; false when the VM is to end. */
 static bool may_run(struct toy_vcpu *v)
 {
     struct toy_vm *vm = v->vm;
     bool quit;
 
     pthread_mutex_lock(&vm->lock);
-    while (vm->paused && !vm->quit) {
+    while (!vm->quit && (vm->paused || (v->rang && idle(v)))) {
         v->inside = false;
         pthread_cond_broadcast(&vm->cond);
         pthread_cond_wait(&vm->cond, &vm->lock);
     }
     v->inside = true;
+    v->rang = false;
     quit = vm->quit;
     if (!quit)
         __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&vm->lock);
     return !quit;
+}
+
+static bool ring_full(struct toy_vm *vm)
+{
+    struct dirty_log *log = __atomic_load_n(&vm->log, __ATOMIC_ACQUIRE);
+
+    __atomic_fetch_add(&vm->ring_full, 1, __ATOMIC_RELAXED);
+    return log && dirty_log_ring_full(log) == 0;
 }
 
 static void *vcpu_thread(void *arg)
@@ -221,25 +246,24 @@ static void *vcpu_thread(void *arg)
 
         if (r < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
-        if (r == 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
-            struct dirty_log *log = __atomic_load_n(&vm->log, __ATOMIC_ACQUIRE);
-
-            __atomic_fetch_add(&vm->ring_full, 1, __ATOMIC_RELAXED);
-            if (log && dirty_log_ring_full(log) >= 0)
-                continue;
+        if (r == 0 && v->run->exit_reason == KVM_EXIT_MMIO && v->run->mmio.phys_addr == BELL) {
+            v->rang = true;
+            continue;
         }
+        if (r == 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL && ring_full(vm))
+            continue;
         fprintf(stderr, "# toy vCPU %u ended: r %d errno %d exit %u\n", v->index, r, errno, v->run->exit_reason);
-        __atomic_store_n(&v->died, true, __ATOMIC_RELEASE);
         break;
     }
     pthread_mutex_lock(&vm->lock);
     v->inside = false;
+    v->died = true;
     pthread_cond_broadcast(&vm->cond);
     pthread_mutex_unlock(&vm->lock);
     return NULL;
 }
 
-/* The kick is repeated until the thread is out: the signal alone may arrive just before it enters the guest. */
+/* The flag is for a thread that is about to enter the guest, the signal for one that is in it. */
 static void kick_all(struct toy_vm *vm)
 {
     for (unsigned int i = 0; i < vm->config.vcpus; i++) {
@@ -267,7 +291,7 @@ void toy_resume(struct toy_vm *vm)
     pthread_mutex_lock(&vm->lock);
     vm->paused = false;
     for (unsigned int i = 0; i < vm->config.vcpus; i++)
-        vm->vcpus[i].inside = vm->vcpus[i].started && !__atomic_load_n(&vm->vcpus[i].died, __ATOMIC_ACQUIRE);
+        vm->vcpus[i].inside = vm->vcpus[i].started && !vm->vcpus[i].died;
     pthread_cond_broadcast(&vm->cond);
     pthread_mutex_unlock(&vm->lock);
 }
@@ -313,6 +337,7 @@ static void make_tables(struct toy_vm *vm)
     for (unsigned int i = 0; i < count; i++)
         map_range(vm, slots[i].base, slots[i].size, mem_size(vm->mem) <= SMALL_PAGES_MAX);
     map_range(vm, AUX_BASE, vm->aux_size, true);
+    map_range(vm, BELL, 4096, true);
 }
 
 /* -- creation ----------------------------------------------------------------- */
@@ -357,9 +382,12 @@ static int enable_cap(struct toy_vm *vm, uint32_t cap, uint64_t arg)
 
 static int set_registers(struct toy_vm *vm, struct toy_vcpu *v)
 {
-    struct kvm_segment code = {.limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
-    struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
-    struct kvm_regs regs = {.rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .rflags = 2};
+    struct kvm_segment code = {
+        .limit = 0xffffffff, .selector = 0x1b, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1};
+    struct kvm_segment data = {
+        .limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .s = 1, .db = 1, .g = 1};
+    struct kvm_regs regs = {
+        .rip = AUX_BASE + CODE_OFFSET, .rdi = AUX_BASE + v->index * MAILBOX_STRIDE, .r11 = BELL, .rflags = 2};
     struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_RUNNABLE};
     struct kvm_sregs sregs;
 
@@ -381,14 +409,16 @@ static int set_registers(struct toy_vm *vm, struct toy_vcpu *v)
 
 static int set_cpuid(struct toy_vm *vm, struct toy_vcpu *v)
 {
-    struct {
-        struct kvm_cpuid2 head;
-        struct kvm_cpuid_entry2 entries[128];
-    } cpuid = {.head.nent = 128};
+    struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
+    int r = 0;
 
-    if (ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0 || ioctl(v->fd, KVM_SET_CPUID2, &cpuid) < 0)
-        return -errno;
-    return 0;
+    if (!cpuid)
+        return -ENOMEM;
+    cpuid->nent = CPUID_ENTRIES;
+    if (ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, cpuid) < 0 || ioctl(v->fd, KVM_SET_CPUID2, cpuid) < 0)
+        r = -errno;
+    free(cpuid);
+    return r;
 }
 
 static int make_vcpu(struct toy_vm *vm, unsigned int index)
@@ -555,25 +585,37 @@ void toy_go(struct toy_vm *vm, unsigned int vcpu, uint64_t rounds)
     box->stop = 0;
     box->visits = 0;
     box->gap = 0;
+    pthread_mutex_lock(&vm->lock);
     __atomic_store_n(&box->go, box->go + 1, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&vm->cond);
+    pthread_mutex_unlock(&vm->lock);
 }
 
 int toy_wait(struct toy_vm *vm, unsigned int vcpu)
 {
     struct toy_vcpu *v = &vm->vcpus[vcpu];
+    int r;
 
-    while (__atomic_load_n(&v->box->done, __ATOMIC_ACQUIRE) != v->box->go) {
-        if (__atomic_load_n(&v->died, __ATOMIC_ACQUIRE))
-            return -EIO;
+    /* One that spins inside the guest tells nobody. */
+    while (v->box->spin && !idle(v))
         sched_yield();
-    }
-    return 0;
+    pthread_mutex_lock(&vm->lock);
+    while (!idle(v) && !v->died)
+        pthread_cond_wait(&vm->cond, &vm->lock);
+    r = idle(v) ? 0 : -EIO;
+    pthread_mutex_unlock(&vm->lock);
+    return r;
 }
 
 int toy_stop(struct toy_vm *vm, unsigned int vcpu)
 {
     __atomic_store_n(&vm->vcpus[vcpu].box->stop, 1, __ATOMIC_RELEASE);
     return toy_wait(vm, vcpu);
+}
+
+void toy_spin(struct toy_vm *vm, unsigned int vcpu, bool on)
+{
+    __atomic_store_n(&vm->vcpus[vcpu].box->spin, on, __ATOMIC_RELEASE);
 }
 
 uint64_t toy_visits(const struct toy_vm *vm, unsigned int vcpu)

@@ -52,6 +52,8 @@ void toy_set_list(struct toy_vm *vm, unsigned int vcpu, const pfn_t *pages, size
 void toy_go(struct toy_vm *vm, unsigned int vcpu, uint64_t rounds);
 int toy_wait(struct toy_vm *vm, unsigned int vcpu);
 int toy_stop(struct toy_vm *vm, unsigned int vcpu);
+/* From the next toy_go on, wait for more work inside the guest instead of leaving it, so that the vCPU is "running". */
+void toy_spin(struct toy_vm *vm, unsigned int vcpu, bool on);
 
 /* Visits since toy_go, and the longest time between two, in TSC ticks; both may be read while it runs. */
 uint64_t toy_visits(const struct toy_vm *vm, unsigned int vcpu);
