@@ -129,21 +129,21 @@ struct mirror {
     struct mirror_stats stats; /* the counters, pages[] and entries are kept here */
 };
 
-/* -- access ------------------------------------------------------------------ */
+/* -- access: sizes are constants here, pool_at would load them ------------------ */
 
 static inline struct shadow_page *page_at(const struct mirror *m, uint32_t page)
 {
-    return pool_at(&m->pages, page);
+    return (struct shadow_page *)(void *)m->pages.base + page;
 }
 
 static inline struct granule *granule_at(const struct mirror *m, uint32_t granule)
 {
-    return pool_at(&m->granules, granule);
+    return (struct granule *)(void *)m->granules.base + granule;
 }
 
 static inline union block *block_at(const struct mirror *m, uint32_t block)
 {
-    return pool_at(&m->blocks, block);
+    return (union block *)(void *)m->blocks.base + block;
 }
 
 static inline uint32_t page_number(const struct mirror *m, const struct shadow_page *p)
@@ -245,9 +245,24 @@ static inline node_t *rmap_head(const struct mirror *m, enum rmap_size size, gfn
 }
 
 /* Add an entry to a chain; -ENOMEM and nothing changed when links are needed and there is no memory. */
-int rmap_link(struct mirror *m, node_t *head, node_t id);
+int rmap_link_chain(struct mirror *m, node_t *head, node_t id);
+static inline int rmap_link(struct mirror *m, node_t *head, node_t id)
+{
+    if (*head)
+        return rmap_link_chain(m, head, id);
+    *head = id;
+    return 0;
+}
+
 /* Take it out of the chain it is in. */
-void rmap_unlink(struct mirror *m, node_t *head, node_t id);
+void rmap_unlink_chain(struct mirror *m, node_t *head, node_t id);
+static inline void rmap_unlink(struct mirror *m, node_t *head, node_t id)
+{
+    if (*head == id)
+        *head = 0;
+    else
+        rmap_unlink_chain(m, head, id);
+}
 
 static inline node_t rmap_first(node_t head)
 {

@@ -14,7 +14,7 @@
  * The 2011 patch takes the reverse map while dirty pages are fewer than shadow pages. Here a shadow page costs the walk about
  * as much as this many dirty pages cost the reverse map (bench/mmu write-protect prints the crossover it measures).
  */
-#define PAGES_A_TABLE 4u
+#define PAGES_A_TABLE 12u
 
 struct protect {
     struct mirror *m;

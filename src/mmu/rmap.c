@@ -84,14 +84,10 @@ static int link_second(struct mirror *m, node_t *head, node_t id)
     return 0;
 }
 
-int rmap_link(struct mirror *m, node_t *head, node_t id)
+int rmap_link_chain(struct mirror *m, node_t *head, node_t id)
 {
     node_t first;
 
-    if (likely(!*head)) {
-        *head = id;
-        return 0;
-    }
     if (!(*head & CHAIN_MANY))
         return link_second(m, head, id);
     if (links_get(m, id) < 0)
@@ -104,27 +100,31 @@ int rmap_link(struct mirror *m, node_t *head, node_t id)
     return 0;
 }
 
-void rmap_unlink(struct mirror *m, node_t *head, node_t id)
+void rmap_unlink_chain(struct mirror *m, node_t *head, node_t id)
 {
-    struct link link;
-    node_t first;
+    struct link *mine, *prev = NULL, *next = NULL;
+    node_t last = 0;
 
-    if (likely(*head == id)) {
-        *head = 0;
-        return;
-    }
     assert(*head & CHAIN_MANY);
-    link = *links_of(m, id);
-    if (link.prev)
-        links_of(m, link.prev)->next = link.next;
-    else
-        *head = link.next | CHAIN_MANY;
-    if (link.next)
-        links_of(m, link.next)->prev = link.prev;
+    mine = links_of(m, id);
+    if (mine->next) {
+        next = links_of(m, mine->next);
+        next->prev = mine->prev;
+    }
+    if (mine->prev) {
+        prev = links_of(m, mine->prev);
+        prev->next = mine->next;
+    } else {
+        *head = mine->next | CHAIN_MANY;
+    }
+    /* One neighbour, and that has none: it is alone now. */
+    if (!prev && !next->next)
+        last = mine->next;
+    else if (!next && !prev->prev)
+        last = mine->prev;
     links_put(m, id);
-    first = rmap_first(*head);
-    if (!links_of(m, first)->next) {
-        *head = first;
-        links_put(m, first);
+    if (last) {
+        *head = last;
+        links_put(m, last);
     }
 }

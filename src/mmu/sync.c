@@ -35,31 +35,42 @@ struct decoded {
     gpte_t value[GRANULE_ENTRIES];
 };
 
-static bool decode_group(const struct pass *s, unsigned int group, struct decoded *d)
+static bool any_set(const uint64_t *raw, unsigned int words)
 {
-    const struct gpt_format *f = &s->format;
-    const uint64_t *raw = &s->raw[group * GRANULE_ENTRIES * f->entry_size / 8];
-    unsigned int n = MIN(f->entries, GRANULE_ENTRIES);
     uint64_t any = 0;
 
-    *d = (struct decoded){.present = 0};
-    for (unsigned int i = 0; i < n * f->entry_size / 8; i++)
+    for (unsigned int i = 0; i < words; i++)
         any |= raw[i];
-    if (!any)
-        return false;
-    for (unsigned int i = 0; i < n; i++) {
-        uint64_t v = f->entry_size == 8 ? raw[i] : raw[i / 2] >> (i % 2 * 32) & UINT32_MAX;
-        enum gpte_kind kind;
+    return any != 0;
+}
 
-        if (!(v & 1))
-            continue;
-        kind = gpte_decode(f, v, &d->value[i]);
-        d->present |= (uint16_t)(1u << i);
-        if (kind == GPTE_LARGE)
-            d->large |= (uint16_t)(1u << i);
-        else if (kind == GPTE_FOREIGN)
-            d->foreign |= (uint16_t)(1u << i);
+static inline void decode_one(const struct pass *s, struct decoded *d, unsigned int slot, uint64_t v)
+{
+    enum gpte_kind kind = gpte_decode(&s->format, v, &d->value[slot]);
+    uint16_t bit = (uint16_t)(1u << slot);
+
+    d->present |= kind == GPTE_NONE ? 0 : bit;
+    d->large |= kind == GPTE_LARGE ? bit : 0;
+    d->foreign |= kind == GPTE_FOREIGN ? bit : 0;
+}
+
+/* False: nothing is present, and *d is empty. Most groups of most tables are zeros. */
+static bool decode_group(const struct pass *s, unsigned int group, struct decoded *d)
+{
+    unsigned int words = s->format.entry_size == 8 ? GRANULE_ENTRIES : GRANULE_ENTRIES / 2;
+    const uint64_t *raw = &s->raw[group * words];
+
+    d->present = d->large = d->foreign = 0;
+    if (words == GRANULE_ENTRIES ? !any_set(raw, GRANULE_ENTRIES) : !any_set(raw, GRANULE_ENTRIES / 2)) {
+        memset(d->value, 0, sizeof(d->value));
+        return false;
     }
+    if (words == GRANULE_ENTRIES)
+        for (unsigned int i = 0; i < GRANULE_ENTRIES; i++)
+            decode_one(s, d, i, raw[i]);
+    else
+        for (unsigned int i = 0; i < GRANULE_ENTRIES; i++)
+            decode_one(s, d, i, raw[i / 2] >> (i % 2 * 32) & UINT32_MAX);
     return d->present != 0;
 }
 
@@ -198,8 +209,8 @@ static void set_incomplete(struct mirror *m, struct shadow_page *p, bool incompl
 /* Read one table that is off the list. -ENOMEM: it is marked incomplete. */
 static int sync_page(struct mirror *m, uint32_t page, bool force)
 {
-    struct pass s = {.m = m, .p = page_at(m, page), .page = page, .role = page_role(page_at(m, page))};
-    struct shadow_page *p = s.p;
+    struct shadow_page *p = page_at(m, page);
+    struct pass s;
     size_t bytes;
     int r;
 
@@ -209,11 +220,20 @@ static int sync_page(struct mirror *m, uint32_t page, bool force)
         else if (!flood_due(m, p))
             return 0;
     }
+    /* Not by an initializer: it would clear all of raw, for nothing. */
+    s.m = m;
+    s.p = p;
+    s.page = page;
+    s.role = page_role(p);
+    s.changed = false;
+    s.user_before = s.user_kept = 0;
     gpt_format_init(&s.format, m->mem, &m->cpu, s.role);
     bytes = s.format.entries * s.format.entry_size;
     /* In RAM by construction: neither a foreign entry nor a root outside gets a page. */
     r = mem_read(m->mem, mmu_table_gpa(p->gfn, s.role), s.raw, bytes);
     assert(r == 0);
+    if (s.format.entries < GRANULE_ENTRIES)
+        memset((uint8_t *)s.raw + bytes, 0, GRANULE_ENTRIES * s.format.entry_size - bytes);
     m->stats.tables_read++;
     if (p->flags & PAGE_DATA) {
         if (!flood_look_at_data(m, p, s.raw, bytes))

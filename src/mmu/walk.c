@@ -9,14 +9,6 @@
 
 #include "base/util.h"
 
-#define PTE_P (UINT64_C(1) << 0)
-#define PTE_W (UINT64_C(1) << 1)
-#define PTE_U (UINT64_C(1) << 2)
-#define PTE_A (UINT64_C(1) << 5)
-#define PTE_D (UINT64_C(1) << 6)
-#define PTE_PS (UINT64_C(1) << 7)
-#define PTE_NX (UINT64_C(1) << 63)
-
 /* Bits first to last. */
 static uint64_t bits(unsigned int first, unsigned int last)
 {
@@ -63,7 +55,7 @@ static void format_32bit(struct gpt_format *f, const struct gpt_cpu *cpu, union 
         /* PSE-36: address bits 32 to 39 stand in bits 13 to 20, as many of them as the CPU has. */
         unsigned int extra = MIN((unsigned int)cpu->maxphyaddr, 40u) - 32;
 
-        f->ps = PTE_PS;
+        f->ps = GPTE_RAW_PS;
         f->pse36 = true;
         f->rsvd_large = bits(13 + extra, 21);
     }
@@ -78,20 +70,20 @@ static void format_64bit(struct gpt_format *f, const struct gpt_cpu *cpu, union 
     if (role.glevels == 3)
         f->rsvd |= bits(52, 62);
     if (!role.nx)
-        f->rsvd |= PTE_NX;
+        f->rsvd |= GPTE_RAW_NX;
     f->rsvd_large = f->rsvd;
     if (role.glevels == 3 && role.level == 3) {
         f->entries = 4;
-        f->rsvd |= PTE_NX | bits(1, 2) | bits(5, 8);
-        f->force = PTE_W | PTE_U;
+        f->rsvd |= GPTE_RAW_NX | bits(1, 2) | bits(5, 8);
+        f->force = GPTE_RAW_W | GPTE_RAW_U;
     } else if (role.level == 2) {
-        f->ps = PTE_PS;
+        f->ps = GPTE_RAW_PS;
         f->rsvd_large |= bits(13, 20);
     } else if (role.level == 3 && cpu->gbpages) {
-        f->ps = PTE_PS;
+        f->ps = GPTE_RAW_PS;
         f->rsvd_large |= bits(13, 29);
     } else if (role.level > 2) {
-        f->rsvd |= PTE_PS;
+        f->rsvd |= GPTE_RAW_PS;
     }
 }
 
@@ -105,35 +97,9 @@ void gpt_format_init(struct gpt_format *f, const struct mem *mem, const struct g
         format_32bit(f, cpu, role);
     else
         format_64bit(f, cpu, role);
-    f->dirty = f->leaf ? PTE_D : 0;
+    f->dirty = f->leaf ? GPTE_RAW_D : 0;
     f->low_end = bytes_to_pages(slots[0].size);
     f->high_end = count > 1 ? gpa_to_gfn(slots[1].base + slots[1].size) : 0;
-}
-
-enum gpte_kind gpte_decode(const struct gpt_format *f, uint64_t raw, gpte_t *ret)
-{
-    bool large = (raw & f->ps) != 0;
-    uint64_t gfn, rights = raw | f->force;
-    gpte_t value;
-
-    *ret = 0;
-    if (!(raw & PTE_P))
-        return GPTE_NONE;
-    gfn = (raw & f->address) >> GUEST_PAGE_SHIFT;
-    if (large && f->pse36)
-        gfn = (raw & bits(22, 31)) >> GUEST_PAGE_SHIFT | (raw & bits(13, 20)) << 7;
-    else if (large)
-        gfn &= ~UINT64_C(1); /* PAT */
-    value = (gpte_t)(gfn & GPTE_GFN_MASK) | (rights & PTE_W ? GPTE_W : 0) | (rights & PTE_U ? GPTE_U : 0) |
-            (raw & PTE_NX ? GPTE_NX : 0) | (raw & PTE_A ? GPTE_A : 0);
-    if (raw & (large ? PTE_D : f->dirty))
-        value |= GPTE_D;
-    *ret = value;
-    if (raw & (large ? f->rsvd_large : f->rsvd))
-        return GPTE_FOREIGN;
-    if (gfn >= f->low_end && (gfn < gpa_to_gfn(MEM_HOLE_END) || gfn >= f->high_end))
-        return GPTE_FOREIGN;
-    return large ? GPTE_LARGE : f->leaf ? GPTE_LEAF : GPTE_TABLE;
 }
 
 gva_t mmu_canonical(unsigned int glevels, gva_t gva)

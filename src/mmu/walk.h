@@ -86,7 +86,47 @@ union shadow_role mmu_child_role(union shadow_role role);
 gpa_t mmu_table_gpa(gfn_t gfn, union shadow_role role);
 
 void gpt_format_init(struct gpt_format *f, const struct mem *mem, const struct gpt_cpu *cpu, union shadow_role role);
-enum gpte_kind gpte_decode(const struct gpt_format *f, uint64_t raw, gpte_t *ret);
+
+/* The bits of an entry in memory. */
+#define GPTE_RAW_P (UINT64_C(1) << 0)
+#define GPTE_RAW_W (UINT64_C(1) << 1)
+#define GPTE_RAW_U (UINT64_C(1) << 2)
+#define GPTE_RAW_A (UINT64_C(1) << 5)
+#define GPTE_RAW_D (UINT64_C(1) << 6)
+#define GPTE_RAW_PS (UINT64_C(1) << 7)
+#define GPTE_RAW_NX (UINT64_C(1) << 63)
+
+/* PSE-36: bits 13 to 20 are address bits 32 to 39. */
+static inline uint64_t gpte_pse36_gfn(uint64_t raw)
+{
+    return (raw & UINT64_C(0xffc00000)) >> GUEST_PAGE_SHIFT | (raw & UINT64_C(0x1fe000)) << 7;
+}
+
+/* Decode one entry; *ret is 0 for GPTE_NONE. Inline: a look at a guest's tables is mostly this. */
+static inline enum gpte_kind gpte_decode(const struct gpt_format *f, uint64_t raw, gpte_t *ret)
+{
+    bool large = (raw & f->ps) != 0;
+    uint64_t gfn = (raw & f->address) >> GUEST_PAGE_SHIFT, rights = raw | f->force, dirty = f->dirty, rsvd = f->rsvd;
+
+    *ret = 0;
+    if (!(raw & GPTE_RAW_P))
+        return GPTE_NONE;
+    if (large) {
+        gfn = f->pse36 ? gpte_pse36_gfn(raw) : gfn & ~UINT64_C(1); /* bit 12 is PAT */
+        dirty = GPTE_RAW_D;
+        rsvd = f->rsvd_large;
+    }
+    /* The rights stand next to each other in both forms, A and D too. */
+    *ret = (gpte_t)(gfn & GPTE_GFN_MASK) | (gpte_t)(rights & (GPTE_RAW_W | GPTE_RAW_U)) << 26 |
+           (gpte_t)(raw >> 63) << 29 | (gpte_t)(raw & (GPTE_RAW_A | dirty)) << 25;
+    if (raw & rsvd)
+        return GPTE_FOREIGN;
+    if (gfn >= f->low_end && (gfn < gpa_to_gfn(MEM_HOLE_END) || gfn >= f->high_end))
+        return GPTE_FOREIGN;
+    return large ? GPTE_LARGE : f->leaf ? GPTE_LEAF : GPTE_TABLE;
+}
+_Static_assert(GPTE_W == GPTE_RAW_W << 26 && GPTE_U == GPTE_RAW_U << 26 && GPTE_NX == UINT32_C(1) << 29 &&
+               GPTE_A == GPTE_RAW_A << 25 && GPTE_D == GPTE_RAW_D << 25, "gpte_decode moves bits by shifts");
 
 /* Bits of an address below what an entry of that level covers: 12 for 4 KiB, 21, 22 (32-bit), 30, 39, 48. */
 static inline unsigned int mmu_level_shift(union shadow_role role)
