@@ -84,47 +84,64 @@ static int link_second(struct mirror *m, node_t *head, node_t id)
     return 0;
 }
 
+/*
+ * The two below are what a busy guest pays for, so they load each thing once: the compiler may not assume that a store to a
+ * link leaves the pools' addresses alone.
+ */
+struct places {
+    struct granule *granules;
+    union block *blocks;
+};
+
+static inline struct places places_of(const struct mirror *m)
+{
+    return (struct places){granule_at(m, 0), block_at(m, 0)};
+}
+
+/* Of id 0: a place that is nobody's. */
+static inline struct link *place(const struct places *at, node_t id)
+{
+    return &at->blocks[at->granules[id / GRANULE_ENTRIES].links].link[id % GRANULE_ENTRIES];
+}
+
 int rmap_link_chain(struct mirror *m, node_t *head, node_t id)
 {
-    node_t first;
+    const struct places at = places_of(m);
+    struct granule *g = &at.granules[id / GRANULE_ENTRIES];
+    node_t first = rmap_first(*head);
 
     if (!(*head & CHAIN_MANY))
         return link_second(m, head, id);
-    if (links_get(m, id) < 0)
+    if (!g->links && links_get(m, id) < 0)
         return -ENOMEM;
-    first = rmap_first(*head);
-    node_granule(m, id)->chained++;
-    *links_of(m, id) = (struct link){.next = first};
-    links_of(m, first)->prev = id;
+    g->chained++;
+    place(&at, first)->prev = id;
+    at.blocks[g->links].link[id % GRANULE_ENTRIES] = (struct link){.next = first};
     *head = id | CHAIN_MANY;
     return 0;
 }
 
+/*
+ * Which neighbours an entry has is as good as random in a short chain, so there is no branch on it: what is written for a neighbour
+ * that is none (id 0) goes to element 0 of the pools, which nobody has and nobody reads.
+ */
 void rmap_unlink_chain(struct mirror *m, node_t *head, node_t id)
 {
-    struct link *mine, *prev = NULL, *next = NULL;
-    node_t last = 0;
+    const struct places at = places_of(m);
+    struct granule *g = &at.granules[id / GRANULE_ENTRIES];
+    const struct link mine = at.blocks[g->links].link[id % GRANULE_ENTRIES];
+    struct link *prev = place(&at, mine.prev), *next = place(&at, mine.next);
+    bool alone;
 
     assert(*head & CHAIN_MANY);
-    mine = links_of(m, id);
-    if (mine->next) {
-        next = links_of(m, mine->next);
-        next->prev = mine->prev;
-    }
-    if (mine->prev) {
-        prev = links_of(m, mine->prev);
-        prev->next = mine->next;
-    } else {
-        *head = mine->next | CHAIN_MANY;
-    }
-    /* One neighbour, and that has none: it is alone now. */
-    if (!prev && !next->next)
-        last = mine->next;
-    else if (!next && !prev->prev)
-        last = mine->prev;
+    next->prev = mine.prev;
+    prev->next = mine.next;
+    *head = mine.prev ? *head : (mine.next | CHAIN_MANY);
+    /* One neighbour, and that has none. */
+    alone = (!mine.prev & !next->next) | (!mine.next & !prev->prev);
     links_put(m, id);
-    if (last) {
-        *head = last;
-        links_put(m, last);
+    if (unlikely(alone)) {
+        *head = rmap_first(*head);
+        links_put(m, *head);
     }
 }
