@@ -21,17 +21,25 @@
 
 #define RUNS_MAX 1000
 #define OUTPUT_SIZE 65536
-#define RUN_LIMIT_MS 30000
+#define LIMIT_MAX_S 3600
 
 extern char **environ;
+
+struct measurement {
+    const char *expect;
+    unsigned long limit; /* seconds */
+    const char *counter; /* a file with a number to read when the text has come, or NULL */
+    unsigned long long counted;
+    double us;
+};
 
 static void usage(FILE *f)
 {
     fprintf(f, "usage: %s [--memory SIZE] [--runs N] [--json] GUEST.elf\n"
-               "       %s [--expect TEXT] [--runs N] [--json] -- COMMAND [ARG]...\n"
+               "       %s [--expect TEXT] [--limit SECONDS] [--counter FILE] [--runs N] [--json] -- COMMAND [ARG]...\n"
                "       %s --once [--memory SIZE] [--cmdline TEXT] GUEST.elf\n"
-               "Microseconds from process start to first guest output (or to TEXT, default h).\n"
-               "--once runs the guest, its serial output on standard output.\n",
+               "Microseconds from process start to first guest output (or to TEXT, default h), and the number that FILE has\n"
+               "then. --once runs the guest, its serial output on standard output.\n",
             floor_name, floor_name, floor_name);
 }
 
@@ -61,11 +69,11 @@ static int run_guest(const struct floor_config *config)
 /* -- measure -------------------------------------------------------------------------- */
 
 /* Read until the text has come. Returns 0, or -errno (-EPIPE: the output ended before). */
-static int await_output(int fd, const char *expect)
+static int await_output(int fd, const struct measurement *m)
 {
     static char output[OUTPUT_SIZE];
     size_t len = 0;
-    uint64_t end = floor_ns() + (uint64_t)RUN_LIMIT_MS * 1000000;
+    uint64_t end = floor_ns() + (uint64_t)m->limit * 1000000000;
 
     for (;;) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -80,15 +88,27 @@ static int await_output(int fd, const char *expect)
             return n < 0 ? -errno : -EPIPE;
         len += (size_t)n;
         output[len] = '\0';
-        if (strstr(output, expect))
+        if (strstr(output, m->expect))
             return 0;
         if (len == sizeof(output) - 1)
             return -ENOBUFS;
     }
 }
 
-/* Returns 0 with the time, or the exit status to end with. */
-static int measure(char **argv, const char *expect, double *ret_us)
+static int read_counter(struct measurement *m)
+{
+    FILE *f = fopen(m->counter, "r");
+    int n;
+
+    if (!f)
+        return -errno;
+    n = fscanf(f, "%llu", &m->counted);
+    fclose(f);
+    return n == 1 ? 0 : -EBADMSG;
+}
+
+/* Fills in the results and returns 0, or returns the exit status to end with. */
+static int measure(char **argv, struct measurement *m)
 {
     posix_spawn_file_actions_t actions;
     int fds[2], status, r;
@@ -109,8 +129,13 @@ static int measure(char **argv, const char *expect, double *ret_us)
         floor_err("%s: %s", argv[0], strerror(r));
         return 1;
     }
-    r = await_output(fds[0], expect);
-    *ret_us = (double)(floor_ns() - start) / 1000;
+    r = await_output(fds[0], m);
+    m->us = (double)(floor_ns() - start) / 1000;
+    if (r == 0 && m->counter) {
+        r = read_counter(m);
+        if (r < 0)
+            floor_err("%s: %s", m->counter, strerror(-r));
+    }
     close(fds[0]);
     kill(pid, SIGKILL);
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
@@ -119,21 +144,24 @@ static int measure(char **argv, const char *expect, double *ret_us)
         return 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == FLOOR_SKIP)
         return FLOOR_SKIP;
-    floor_err("%s: no \"%s\" in its output: %s", argv[0], expect, strerror(-r));
+    floor_err("%s: no \"%s\" in its output: %s", argv[0], m->expect, strerror(-r));
     return 1;
 }
 
-static int measure_runs(char **argv, const char *expect, unsigned int runs, bool json)
+static int measure_runs(char **argv, struct measurement *m, unsigned int runs, bool json)
 {
     double us[RUNS_MAX], median;
 
     for (unsigned int i = 0; i < runs; i++) {
-        int r = measure(argv, expect, &us[i]);
+        int r = measure(argv, m);
 
         if (r)
             return r;
-        if (!json)
-            printf("%.0f\n", us[i]);
+        us[i] = m->us;
+        if (!json && m->counter)
+            printf("%.0f %llu\n", m->us, m->counted);
+        else if (!json)
+            printf("%.0f\n", m->us);
     }
     median = floor_median(us, runs);
     if (json)
@@ -144,7 +172,7 @@ static int measure_runs(char **argv, const char *expect, unsigned int runs, bool
 
 struct arguments {
     struct floor_config config;
-    const char *expect;
+    struct measurement measurement;
     char *memory;
     unsigned long runs;
     bool json, once;
@@ -167,7 +195,13 @@ static int parse_option(struct arguments *a, int c)
         a->json = true;
         return 0;
     case 'e':
-        a->expect = optarg;
+        a->measurement.expect = optarg;
+        return 0;
+    case 'l':
+        a->measurement.limit = strtoul(optarg, NULL, 10);
+        return a->measurement.limit >= 1 && a->measurement.limit <= LIMIT_MAX_S ? 0 : -1;
+    case 'n':
+        a->measurement.counter = optarg;
         return 0;
     case 'c':
         a->config.cmdline = optarg;
@@ -185,13 +219,14 @@ int main(int argc, char **argv)
     static const struct option options[] = {
         {"memory", required_argument, NULL, 'm'},  {"runs", required_argument, NULL, 'r'},
         {"json", no_argument, NULL, 'j'},          {"expect", required_argument, NULL, 'e'},
+        {"limit", required_argument, NULL, 'l'},   {"counter", required_argument, NULL, 'n'},
         {"cmdline", required_argument, NULL, 'c'}, {"once", no_argument, NULL, 'o'},
         {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
     };
     static char default_memory[] = "64M", self[] = "/proc/self/exe", once[] = "--once", memory[] = "--memory";
     struct arguments a = {
         .config = {.ram = UINT64_C(64) << 20, .cmdline = "exit=0"},
-        .expect = "h",
+        .measurement = {.expect = "h", .limit = 30},
         .memory = default_memory,
         .runs = 10,
     };
@@ -217,8 +252,8 @@ int main(int argc, char **argv)
     if (a.once)
         return run_guest(&a.config);
     if (strcmp(argv[optind - 1], "--") == 0)
-        return measure_runs(argv + optind, a.expect, (unsigned int)a.runs, a.json);
+        return measure_runs(argv + optind, &a.measurement, (unsigned int)a.runs, a.json);
     own[3] = a.memory;
     own[4] = argv[optind];
-    return measure_runs(own, a.expect, (unsigned int)a.runs, a.json);
+    return measure_runs(own, &a.measurement, (unsigned int)a.runs, a.json);
 }

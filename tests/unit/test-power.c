@@ -262,6 +262,44 @@ static void test_pm_timer_carry(void **state)
     device_destroy(dev);
 }
 
+static void no_interrupt(evutil_socket_t fd, short what, void *opaque)
+{
+    fail_msg("no interrupt came");
+}
+
+/* With the host's clock and a main loop: the carry interrupts by itself. */
+static void test_pm_timer_interrupt(void **state)
+{
+    const struct timeval limit = {.tv_sec = 20};
+    struct event_base *events = event_base_new();
+    struct event *guard = evtimer_new(events, no_interrupt, NULL);
+    uint64_t ticks = (UINT64_C(1) << 31) - PM_HZ / 50;
+    struct fixture *f = *state;
+    struct device *dev;
+    uint8_t *data;
+    size_t len;
+
+    f->env.clock = NULL;
+    f->env.events = events;
+    assert_int_equal(acpi_pm_create(&f->env, &dev), 0);
+    /* 20 ms ahead of it */
+    out_size(f, EN, TMR, 2);
+    len = save_device(dev, &data);
+    memcpy(find_field(data, len, "ticks"), &ticks, sizeof(ticks));
+    assert_int_equal(restore_device(dev, data, len), 0);
+    free(data);
+    evtimer_add(guard, &limit);
+    while (!f->level[ACPI_SCI_IRQ])
+        event_base_loop(events, EVLOOP_ONCE);
+    assert_int_equal(in_size(f, STS, 2), TMR);
+    assert_true(in_size(f, ACPI_PM_TMR, 4) >= UINT64_C(1) << 31);
+    out_size(f, STS, TMR, 2);
+    assert_int_equal(f->level[ACPI_SCI_IRQ], 0);
+    device_destroy(dev);
+    event_free(guard);
+    event_base_free(events);
+}
+
 static void test_pm_state(void **state)
 {
     struct fixture *f = *state;
@@ -396,6 +434,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_power_button, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_timer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_timer_carry, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pm_timer_interrupt, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_state, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_state_rejected, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stateless, setup, teardown),
