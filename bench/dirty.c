@@ -242,7 +242,7 @@ static int set_up(struct bench *b, const char **reason)
     return r;
 }
 
-static int run(enum dirty_backend backend, bool running, unsigned int runs, size_t largest)
+static int run(enum dirty_backend backend, bool running, unsigned int runs, const char *load)
 {
     struct bench b = {.backend = backend, .running = running};
     const char *reason;
@@ -251,7 +251,7 @@ static int run(enum dirty_backend backend, bool running, unsigned int runs, size
     if (r < 0)
         log_err_errno(r, "bench: %s", reason);
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(loads); i++) {
-        if (loads[i].pages <= largest)
+        if (!load || strcmp(load, loads[i].name) == 0)
             r = run_load(&b, i, runs ? runs : loads[i].runs);
         if (r < 0)
             log_err_errno(r, "bench: %s pages", loads[i].name);
@@ -267,9 +267,9 @@ static int run(enum dirty_backend backend, bool running, unsigned int runs, size
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"runs", required_argument, NULL, 'r'}, {"largest", required_argument, NULL, 'l'}, {0}};
+        {"runs", required_argument, NULL, 'r'}, {"load", required_argument, NULL, 'l'}, {0}};
     unsigned int runs = 0;
-    size_t largest = SIZE_MAX;
+    const char *load = NULL;
     int c, r = 0;
 
     log_init("bench-dirty", NULL);
@@ -277,16 +277,16 @@ int main(int argc, char **argv)
         if (c == 'r' && atoi(optarg) > 0 && atoi(optarg) < SAMPLE_MAX) {
             runs = (unsigned int)atoi(optarg);
         } else if (c == 'l') {
-            largest = strtoul(optarg, NULL, 10);
+            load = optarg;
         } else {
-            fprintf(stderr, "usage: dirty [--runs N (1 to %d)] [--largest PAGES]\n", SAMPLE_MAX - 1);
+            fprintf(stderr, "usage: dirty [--runs N (1 to %d)] [--load 0|1k|50k|258k]\n", SAMPLE_MAX - 1);
             return 2;
         }
     }
     for (int running = 0; running < 2 && r == 0; running++) {
-        r = run(DIRTY_BITMAP, running, runs, largest);
+        r = run(DIRTY_BITMAP, running, runs, load);
         if (r == 0)
-            r = run(DIRTY_RING, running, runs, largest);
+            r = run(DIRTY_RING, running, runs, load);
     }
     return r == -ENODEV ? 77 : r < 0;
 }

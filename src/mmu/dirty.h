@@ -126,7 +126,8 @@ struct dirty_snapshot {
 /*
  * Take a snapshot for the consumer and leave the log locked, so that the caller can read ret->bitmap; the caller then
  * calls dirty_log_unlock. With `peek` nothing moves: the result is what a snapshot would give, and nothing is protected
- * again, so the guest pays nothing. On an error the log is not locked. -ENOENT, -errno of KVM.
+ * again, so the guest pays nothing. On an error the log is not locked. -ENOENT, -errno of KVM. Unlock soon: a vCPU whose
+ * ring is full waits for the lock.
  */
 int dirty_log_snapshot_lock(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret);
 void dirty_log_unlock(struct dirty_log *log);
