@@ -101,7 +101,7 @@ static void flat_entry(struct vcpu_entry *e)
 static void setup(struct fixture *f, unsigned int cpus, const uint8_t *code, size_t len)
 {
     struct mem_config mem_config = {.size = 4 * MiB};
-    struct vm_config config = {.kvm_path = kvm_path(), .cpus = cpus, .callbacks = {on_exit_callback, f}};
+    struct vm_config config = {.kvm_path = kvm_path(), .cpus = cpus, .callbacks = {.on_exit = on_exit_callback, .opaque = f}};
 
     memset(f, 0, sizeof(*f));
     if (access(kvm_path(), R_OK | W_OK) < 0)
