@@ -411,9 +411,10 @@ void machine_free(struct machine *m)
         return;
     if (m->vm)
         vm_pause(m->vm);
-    destroy_devices(m);
+    /* While the serial port is there: it may hold bytes that the console had no room for. */
     if (m->console)
         chardev_drain(m->console, 1000);
+    destroy_devices(m);
     chardev_free(m->console);
     vm_free(m->vm);
     boot_close(m->image);

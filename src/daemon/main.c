@@ -3,11 +3,14 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/fd.h"
 #include "base/log.h"
 #include "base/systemd.h"
 #include "daemon/configuration.h"
@@ -170,6 +173,17 @@ static int act(struct daemon *d)
     return EXIT_USAGE;
 }
 
+/* Somebody may start umbrad with stdin, stdout or stderr closed: what is opened next must not take their place. */
+static void fill_standard_fds(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    fd_close(fd);
+}
+
 int main(int argc, char **argv)
 {
     struct daemon d = {0};
@@ -178,6 +192,7 @@ int main(int argc, char **argv)
 
     /* No arena for each thread that allocates: the threads hardly do, and each costs a few system calls and some memory. */
     mallopt(M_ARENA_MAX, 1);
+    fill_standard_fds();
     config_init(&d.config);
     r = config_parse_args(&d.config, argc, argv, error);
     if (r == 0 && d.config.action <= CONFIG_CHECK_CONFIG)

@@ -95,16 +95,19 @@ static inline struct page_set_walk page_set_walk_from(const struct page_set *set
     return (struct page_set_walk){.word = word, .bits = set->map[word] & (UINT64_MAX << (page % 64))};
 }
 
-/* Go on to a word with bits, unless there are some left in this one; false at the end. */
+/* Go on to a word with bits, unless there are some left in this one; false at the end, as often as it is asked. */
 static inline bool page_set_walk_word(const struct page_set *set, struct page_set_walk *w)
 {
     while (!w->bits) {
         if (++w->word % PAGE_SET_GROUP_WORDS == 0) {
             size_t group = page_set_next_group(set, w->word / PAGE_SET_GROUP_WORDS);
 
-            if (group == set->group_count)
-                return false;
             w->word = group * PAGE_SET_GROUP_WORDS;
+            if (group == set->group_count) {
+                /* The next call comes here again, and not beyond the map. */
+                w->word--;
+                return false;
+            }
         }
         w->bits = set->map[w->word];
     }

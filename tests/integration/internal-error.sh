@@ -34,7 +34,8 @@ three_resets() {
 check "a triple fault resets the guest, again and again" wait_until 20 three_resets
 check "the daemon answers in between" vm_is tf running
 check "stop" qmp tf stop
-check "which lasts" vm_is tf paused
+# A reset that the guest asked for just before still happens, and a guest that is reset while stopped waits in prelaunch.
+like "$(vm_status tf)" '^(paused|prelaunch)$' "which lasts"
 check "quit" qmp tf quit
 wait_for_exit $vm_pid 20 && is "$exit_status" 0 "umbrad ends with 0"
 done_testing

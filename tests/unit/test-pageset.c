@@ -148,6 +148,31 @@ static void test_scan_finds_single_bits(void **state)
     page_set_free(&set);
 }
 
+/* A walk that has come to the end stays there, wherever the last page is. */
+static void test_walk_ends_for_good(void **state)
+{
+    static const uint64_t lasts[] = {0, 63, 64, PAGE_SET_GROUP_PAGES - 1, PAGE_SET_GROUP_PAGES, 3 * PAGE_SET_GROUP_PAGES - 1};
+
+    for (size_t i = 0; i < ARRAY_SIZE(lasts); i++) {
+        struct page_set set;
+        struct page_set_walk walk;
+        uint64_t found = 0;
+
+        assert_int_equal(page_set_init(&set, 3 * PAGE_SET_GROUP_PAGES), 0);
+        page_set_add(&set, 0);
+        page_set_add(&set, lasts[i]);
+        walk = page_set_walk_from(&set, 0);
+        for (int k = 0; k < 1000; k++) {
+            if (!page_set_walk_word(&set, &walk))
+                continue;
+            walk.bits &= walk.bits - 1;
+            found++;
+        }
+        assert_int_equal(found, set.pages);
+        page_set_free(&set);
+    }
+}
+
 static void test_free_of_nothing(void **state)
 {
     struct page_set set = {0};
@@ -163,6 +188,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_model),
         cmocka_unit_test(test_scan_finds_single_bits),
+        cmocka_unit_test(test_walk_ends_for_good),
         cmocka_unit_test(test_free_of_nothing),
     };
 
