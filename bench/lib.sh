@@ -60,12 +60,12 @@ end_process() {
     return 0
 }
 
-# shellcheck disable=SC2317 # called by the trap
 end_all() {
     local p
     for p in "${started[@]}"; do
         end_process "$p"
     done
+    started=()
 }
 trap end_all EXIT
 trap 'exit 143' TERM INT
