@@ -27,6 +27,8 @@ static uint64_t probe_read(void *opaque, uint64_t offset, unsigned int size)
     p->size = size;
     p->accesses++;
     p->locked_inside = pthread_mutex_trylock(&p->lock) == EBUSY;
+    if (!p->locked_inside)
+        pthread_mutex_unlock(&p->lock);
     return (offset + 0x10) * UINT64_C(0x0101010101010101);
 }
 
