@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "base/http.h"
 #include "base/json.h"
 #include "base/paths.h"
 #include "base/size.h"
@@ -187,6 +188,16 @@ static int set_log_level(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_metrics(struct config *c, const char *value, char *error)
+{
+    struct sockaddr_storage addr;
+    socklen_t len;
+
+    if (http_parse_address(value, &addr, &len) < 0)
+        return fail(error, "\"%.80s\" is not ADDR:PORT with a numeric address, as in 127.0.0.1:9750 or [::1]:9750", value);
+    return set_string(&c->metrics, value);
+}
+
 static int set_runtime_dir(struct config *c, const char *value, char *error)
 {
     return set_path(&c->runtime_dir, value, error);
@@ -252,6 +263,7 @@ static const struct option_row options[] = {
     {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console},
     {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging},
     {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log},
+    {"metrics", "ADDR:PORT", "serve metrics there too (they always are on the socket metrics.sock)", EVERYWHERE, set_metrics},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
@@ -284,6 +296,7 @@ void config_clear(struct config *c)
     free(c->initrd);
     free(c->cmdline);
     free(c->console_path);
+    free(c->metrics);
     free(c->runtime_dir);
     free(c->config_file);
     *c = (struct config){0};

@@ -155,11 +155,13 @@ static int look(struct dirty_log *log, const struct dirty_consumer *c)
 
 int dirty_log_ring_full(struct dirty_log *log)
 {
+    uint64_t start = clock_ns();
     int r;
 
     pthread_mutex_lock(&log->lock);
     dirty_count(&log->stats.ring_full, 1);
     r = harvest(log);
+    dirty_count(&log->stats.ring_full_ns, clock_ns() - start);
     pthread_mutex_unlock(&log->lock);
     return r;
 }
@@ -285,6 +287,17 @@ static void make_epoch(struct dirty_consumer *c)
     c->pages += c->unacked.pages;
 }
 
+static void count_time(struct dirty_log *log, uint64_t ns)
+{
+    uint64_t bound = DIRTY_TIME_FIRST_NS;
+    size_t i = 0;
+
+    for (; i < DIRTY_TIME_BUCKETS - 1 && ns > bound; i++)
+        bound *= 4;
+    dirty_count(&log->stats.harvest_times[i], 1);
+    dirty_count(&log->stats.harvest_ns, ns);
+}
+
 static int snapshot_locked(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret)
 {
     struct dirty_consumer *c = find(log, name, NULL);
@@ -303,7 +316,7 @@ static int snapshot_locked(struct dirty_log *log, const char *name, bool peek, s
     log->peeked = peek;
     took = clock_ns() - start;
     if (!peek)
-        dirty_count(&log->stats.harvest_ns, took);
+        count_time(log, took);
     *ret = (struct dirty_snapshot){
         .epoch = c->epoch,
         .pages = set->pages,

@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "vcpu/cpuid.h"
@@ -415,6 +416,8 @@ void vm_pause(struct vm *vm)
     bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
+    if (was_running)
+        vm->paused_since = clock_ns();
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
             if (was_running)
@@ -429,11 +432,18 @@ void vm_pause(struct vm *vm)
 
 void vm_resume(struct vm *vm)
 {
+    vm->paused_ns = vm_paused_ns(vm);
+    vm->paused_since = 0;
     pthread_mutex_lock(&vm->lock);
     vm->touched = true;
     atomic_store(&vm->run, true);
     pthread_cond_broadcast(&vm->go_cv);
     pthread_mutex_unlock(&vm->lock);
+}
+
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return vm->paused_ns + (vm->paused_since ? clock_ns() - vm->paused_since : 0);
 }
 
 bool vm_running(const struct vm *vm)

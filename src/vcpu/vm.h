@@ -63,6 +63,8 @@ int vm_start(struct vm *vm);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
+/* How long the vCPUs have been paused since they first ran, in nanoseconds; 0 before that. */
+uint64_t vm_paused_ns(const struct vm *vm);
 
 struct bus *vm_bus(struct vm *vm);
 struct mem *vm_mem(struct vm *vm);
