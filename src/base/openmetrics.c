@@ -104,32 +104,34 @@ static const char *double_text(double v, char buf[NUMBER_MAX])
     return buf;
 }
 
+void om_text(struct om_writer *w, const char *suffix, const struct om_label *labels, size_t count, const char *value)
+{
+    name_and_labels(w, suffix, labels, count);
+    text(w, value);
+    text(w, "\n");
+}
+
 void om_u64(struct om_writer *w, const struct om_label *labels, size_t count, uint64_t value)
 {
     char buf[NUMBER_MAX];
 
-    name_and_labels(w, suffix_of(&w->family), labels, count);
-    text(w, u64_text(value, buf));
-    text(w, "\n");
+    om_text(w, suffix_of(&w->family), labels, count, u64_text(value, buf));
 }
 
 void om_double(struct om_writer *w, const struct om_label *labels, size_t count, double value)
 {
     char buf[NUMBER_MAX];
 
-    name_and_labels(w, suffix_of(&w->family), labels, count);
-    text(w, double_text(value, buf));
-    text(w, "\n");
+    om_text(w, suffix_of(&w->family), labels, count, double_text(value, buf));
 }
 
 void om_ns(struct om_writer *w, const struct om_label *labels, size_t count, uint64_t ns)
 {
     char buf[NUMBER_MAX];
 
-    name_and_labels(w, suffix_of(&w->family), labels, count);
-    snprintf(buf, sizeof(buf), "%llu.%09llu\n", (unsigned long long)(ns / NSEC_PER_SEC),
+    snprintf(buf, sizeof(buf), "%llu.%09llu", (unsigned long long)(ns / NSEC_PER_SEC),
              (unsigned long long)(ns % NSEC_PER_SEC));
-    text(w, buf);
+    om_text(w, suffix_of(&w->family), labels, count, buf);
 }
 
 void om_single_u64(struct om_writer *w, const struct om_family *family, uint64_t value)

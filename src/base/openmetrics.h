@@ -53,6 +53,9 @@ void om_double(struct om_writer *w, const struct om_label *labels, size_t count,
 /* The value is ns / 10^9, all digits of it. */
 void om_ns(struct om_writer *w, const struct om_label *labels, size_t count, uint64_t ns);
 
+/* A sample whose suffix ("_total", "_bucket", ...) and value are given as text. */
+void om_text(struct om_writer *w, const char *suffix, const struct om_label *labels, size_t count, const char *value);
+
 /* A family with one sample and no labels. */
 void om_single_u64(struct om_writer *w, const struct om_family *family, uint64_t value);
 void om_single_ns(struct om_writer *w, const struct om_family *family, uint64_t ns);

@@ -128,11 +128,14 @@ static void write_dirty(struct om_writer *w, const struct metrics_source *s)
         {{"umbra_dirty_ring_entries", OM_COUNTER, NULL, "Entries taken from dirty rings."},
          offsetof(struct dirty_stats, ring_entries)},
     };
+    static const struct om_family consumers = {"umbra_dirty_log_consumers", OM_GAUGE, NULL,
+                                               "Consumers of the dirty log; without any nothing is logged."};
     struct dirty_stats d;
 
     dirty_log_stats(vm_dirty_log(machine_vm(s->context->machine)), &d);
     for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
         om_single_u64(w, &rows[i].family, *(const uint64_t *)((const char *)&d + rows[i].at));
+    om_single_u64(w, &consumers, d.consumers);
     write_harvest_times(w, &d);
 }
 

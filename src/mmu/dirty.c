@@ -234,6 +234,7 @@ static int start_locked(struct dirty_log *log, const char *name, enum dirty_star
     if (mode == DIRTY_START_ALL)
         page_set_fill(&c->pending);
     log->consumers[log->consumer_count++] = c;
+    dirty_count(&log->stats.consumers, 1);
     return 0;
 }
 
@@ -261,6 +262,7 @@ int dirty_log_stop(struct dirty_log *log, const char *name)
     if (c) {
         r = 0;
         log->consumer_count--;
+        dirty_count(&log->stats.consumers, UINT64_MAX);
         memmove(&log->consumers[index], &log->consumers[index + 1],
                 (log->consumer_count - index) * sizeof(log->consumers[0]));
         consumer_free(c);

@@ -179,6 +179,7 @@ struct dirty_stats {
     uint64_t ring_entries;
     uint64_t ring_resets;
     uint64_t failures; /* harvests that KVM refused or broke off */
+    uint64_t consumers; /* at present */
 };
 void dirty_log_stats(const struct dirty_log *log, struct dirty_stats *ret);
 
