@@ -206,8 +206,13 @@ static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
         r = harvest(log);
     if (r == 0)
         r = log->config.ops->set_logging(log->config.opaque, true);
-    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL)
+    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL) {
+        uint64_t pages = log->stats.pages;
+
         r = harvest(log);
+        /* Nobody wrote these: KVM had every bit set. */
+        dirty_count(&log->stats.pages, pages - log->stats.pages);
+    }
     if (r < 0)
         stop_logging(log);
     return r;
