@@ -29,6 +29,9 @@ struct inspect_task {
     char comm[INSPECT_COMM_SIZE];
 };
 
+/* The entry of a root that leads to the kernel's image, without the bits that the CPU sets; 0 when there is none. (tasks.c) */
+uint64_t inspect_kernel_entry(const struct inspect_memory *m, gpa_t root);
+
 /* Search the kernel through the root in use. 0, or -errno with the reason. (kernel.c) */
 int inspect_find_kernel(struct inspect_memory *m, struct inspect_kernel *ret, struct inspect_why *why);
 /* Is it still there? (kernel.c) */

@@ -39,6 +39,36 @@ void inspect_free(struct inspect *in)
     free(in);
 }
 
+int inspect_choose_root(struct inspect *in, const gpa_t *roots, size_t count, size_t *ret)
+{
+    uint64_t winner = 0;
+    size_t votes = 0, with = 0, winners = 0, first = 0;
+
+    /* Boyer and Moore's majority vote, then a count. */
+    for (size_t i = 0; i < count; i++) {
+        uint64_t entry = inspect_kernel_entry(&in->memory, roots[i]);
+
+        if (!entry)
+            continue;
+        with++;
+        if (votes == 0)
+            winner = entry;
+        votes += entry == winner ? 1 : (size_t)-1;
+    }
+    if (with == 0)
+        return inspect_because(&in->why, -ENOENT, "kernel: no page tables of it are known");
+    for (size_t i = count; i-- > 0;) {
+        if (inspect_kernel_entry(&in->memory, roots[i]) != winner)
+            continue;
+        winners++;
+        first = i;
+    }
+    if (winners <= with / 2)
+        return inspect_because(&in->why, -ENOTUNIQ, "kernel: the page tables of %zu address spaces do not agree where it is", with);
+    *ret = first;
+    return 0;
+}
+
 int inspect_look(struct inspect *in, gpa_t root, unsigned int levels)
 {
     int r;

@@ -40,6 +40,13 @@ int inspect_new(int fd, const struct inspect_slot *slots, unsigned int count, st
 void inspect_free(struct inspect *in);
 
 /*
+ * Of page tables that are said to be some address space's, choose those to look through: *ret is the index of the first whose
+ * kernel half begins like that of most. (A page that was a root a moment ago may be a process's by now, with anything in it.)
+ * 0, -ENOENT (none has a kernel half) or -ENOTUNIQ (no majority), with the reason in inspect_why.
+ */
+int inspect_choose_root(struct inspect *in, const gpa_t *roots, size_t count, size_t *ret);
+
+/*
  * Look at the processes as they are now, through page tables with `levels` levels that map the kernel (any process's, or
  * the kernel's own). The first time the kernel is searched, which reads all of its image; later looks only check that it
  * is still the same. 0, or -errno with the reason in inspect_why: then there are no processes.

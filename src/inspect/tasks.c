@@ -97,14 +97,23 @@ static bool same_task(const struct inspect_task *a, const struct inspect_task *b
            memcmp(a->comm, b->comm, sizeof(a->comm)) == 0;
 }
 
+uint64_t inspect_kernel_entry(const struct inspect_memory *m, gpa_t root)
+{
+    uint8_t bytes[8];
+    uint64_t entry;
+
+    if (inspect_read(m, root + GUEST_PAGE_SIZE - sizeof(bytes), bytes, sizeof(bytes)) < 0)
+        return 0;
+    entry = le64_get(bytes);
+    return entry & GPTE_RAW_P ? entry & ~(GPTE_RAW_A | GPTE_RAW_D) : 0;
+}
+
 /* Do the page tables at `root` have the kernel in the same place as those in use? */
 static bool has_kernel_half(const struct inspect_memory *m, gpa_t root)
 {
-    const uint64_t ignore = GPTE_RAW_A | GPTE_RAW_D;
-    uint64_t ours, theirs, last = GUEST_PAGE_SIZE - sizeof(ours);
+    uint64_t entry = inspect_kernel_entry(m, root);
 
-    return inspect_read(m, m->root + last, &ours, sizeof(ours)) == 0 &&
-           inspect_read(m, root + last, &theirs, sizeof(theirs)) == 0 && ((ours ^ theirs) & ~ignore) == 0;
+    return entry && entry == inspect_kernel_entry(m, m->root);
 }
 
 /* From its memory descriptor to its page tables. */

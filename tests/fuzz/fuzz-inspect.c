@@ -95,9 +95,9 @@ static gpa_t take_place(struct input *in)
     case 8:
         return fl.kernel_root + 2048 + offset % 2048;
     case 9:
-        return FL_RW + offset * 32;
+        return FL_RW + offset * 4;
     case 10:
-        return FL_RO + offset * 32;
+        return FL_RO + offset * 4;
     case 11:
         return take(in, 4) % FL_SIZE;
     default:

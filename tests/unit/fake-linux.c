@@ -139,8 +139,11 @@ void fake_linux_init(struct fake_linux *fl, unsigned int levels, uint64_t kaslr,
     fl->guest.next_table = 1;
     for (gpa_t at = 0; at < FL_SIZE; at += pmd)
         fake_guest_map(&fl->guest, fl->kernel_root, fl->direct + at, gpa_to_gfn(at), 2, FG_P | FG_W | FG_A | FG_D | FG_NX);
-    fake_guest_map(&fl->guest, fl->kernel_root, fl->image, gpa_to_gfn(FL_RO), 2, FG_P | FG_A);
-    fake_guest_map(&fl->guest, fl->kernel_root, fl->image + pmd, gpa_to_gfn(FL_RW), 2, FG_P | FG_W | FG_A | FG_D | FG_NX);
+    for (uint64_t at = 0; at < FL_PART; at += GUEST_PAGE_SIZE) {
+        fake_guest_map(&fl->guest, fl->kernel_root, fl->image + at, gpa_to_gfn(FL_RO + at), 1, FG_P | FG_A);
+        fake_guest_map(&fl->guest, fl->kernel_root, fl->image + pmd + at, gpa_to_gfn(FL_RW + at), 1,
+                       FG_P | FG_W | FG_A | FG_D | FG_NX);
+    }
     blob = fake_linux_btf(btf, &fl->btf_len);
     must(mem_write(fl->guest.mem, FL_RO + FL_BTF_AT, blob, fl->btf_len), "BTF");
     free(blob);

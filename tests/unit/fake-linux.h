@@ -9,9 +9,10 @@
 #include "inspect/inspect.h"
 
 #define FL_SIZE (UINT64_C(16) << 20)
-/* Guest physical: the kernel's read-only and writable 2 MiB, objects, the direct map is all of RAM. */
+/* Guest physical: the kernel's read-only and writable part, objects; the direct map is all of RAM. */
 #define FL_RO (UINT64_C(4) << 20)
 #define FL_RW (UINT64_C(6) << 20)
+#define FL_PART 0x40000u /* of each part, as pages of 4 KiB */
 #define FL_TASKS (UINT64_C(8) << 20)
 #define FL_MMS (UINT64_C(10) << 20)
 #define FL_BTF_AT 0x12345u /* in the read-only part; no section of a kernel's aligns it */

@@ -191,25 +191,24 @@ static void spoil_type_loop(void)
     set32(btf_at(24 + 3 * 16 + 24 + 8), 6);
 }
 
-static void spoil_writable(void)
+static void remap(gva_t gva, gpa_t gpa, uint64_t flags)
 {
-    fake_guest_map(&fl.guest, fl.kernel_root, fl.image, gpa_to_gfn(FL_RO), 2, FG_P | FG_W | FG_A);
+    for (uint64_t at = 0; at < FL_PART; at += GUEST_PAGE_SIZE)
+        fake_guest_map(&fl.guest, fl.kernel_root, gva + at, gpa_to_gfn(gpa + at), 1, flags);
 }
+
+static void spoil_writable(void) { remap(fl.image, FL_RO, FG_P | FG_W | FG_A); }
 
 static void spoil_user_image(void)
 {
-    gfn_t table;
-
-    fake_guest_entry(&fl.guest, fl.kernel_root, fl.image, 2, &table);
-    for (unsigned int i = 0; i < 512; i++)
-        if (fake_guest_get(&fl.guest, table, i))
-            fake_guest_set(&fl.guest, table, i, fake_guest_get(&fl.guest, table, i) | FG_U);
+    remap(fl.image, FL_RO, FG_P | FG_U | FG_A);
+    remap(fl.image + (2 << 20), FL_RW, FG_USER);
 }
 
 static void spoil_no_image(void)
 {
-    fake_guest_map(&fl.guest, fl.kernel_root, fl.image, 0, 2, 0);
-    fake_guest_map(&fl.guest, fl.kernel_root, fl.image + (2 << 20), 0, 2, 0);
+    remap(fl.image, 0, 0);
+    remap(fl.image + (2 << 20), 0, 0);
 }
 
 static void spoil_large_image(void)
@@ -223,7 +222,7 @@ static void spoil_second_btf(void)
     size_t len;
     void *blob = fake_linux_btf(FL_BTF_NO_START, &len);
 
-    write_gpa(FL_RO + 0x100001, blob, len);
+    write_gpa(FL_RO + 0x20001, blob, len);
     free(blob);
 }
 
@@ -243,7 +242,7 @@ static void spoil_init_zero(void) { fake_linux_set(&fl, init_link(), 0, 8); }
 /* As another process of the guest could make it: all looks right, the list is its own. */
 static void spoil_second_init(void)
 {
-    gva_t fake = fl.image + (2 << 20) + 0x100000;
+    gva_t fake = fl.image + (2 << 20) + 0x20000;
     char comm[] = "swapper/0";
 
     write_gpa(fake_linux_gpa(&fl, fake + FL_COMM), comm, sizeof(comm));
@@ -263,7 +262,7 @@ static void spoil_many_swappers(void)
     char comm[] = "swapper/0";
 
     for (unsigned int i = 0; i < 70; i++)
-        write_gpa(FL_RW + 0x100000 + i * 64, comm, sizeof(comm));
+        write_gpa(FL_RW + 0x20000 + i * 64, comm, sizeof(comm));
 }
 
 static void set_link(unsigned int process, bool prev, gva_t to)
@@ -482,6 +481,36 @@ static void test_root_twice(void **state)
     fake_linux_clear(&fl);
 }
 
+/* Which page tables are looked through: those that most agree with. A page that a process owns may be among them. */
+static void test_choose(void **state)
+{
+    struct inspect *in;
+    gpa_t roots[4];
+    size_t chosen = 99;
+
+    make(4, 0, FL_BTF_GOOD);
+    in = fake_linux_inspect(&fl);
+    roots[0] = FL_TASKS; /* no page tables */
+    roots[1] = fl.tasks[P_SH].root;
+    roots[2] = fl.tasks[P_DIRTY].root;
+    roots[3] = fl.kernel_root;
+    assert_int_equal(inspect_choose_root(in, roots, 4, &chosen), 0);
+    assert_int_equal(chosen, 1);
+    assert_int_equal(inspect_choose_root(in, roots + 3, 1, &chosen), 0);
+    assert_int_equal(chosen, 0);
+    /* A tie is no majority; nothing at all is none. */
+    fake_guest_set(&fl.guest, gpa_to_gfn(FL_TASKS), 511, 0x5003);
+    assert_int_equal(inspect_choose_root(in, roots, 2, &chosen), -ENOTUNIQ);
+    assert_int_equal(inspect_choose_root(in, roots, 3, &chosen), 0);
+    assert_int_equal(chosen, 1);
+    roots[0] = FL_SIZE;
+    assert_int_equal(inspect_choose_root(in, roots, 1, &chosen), -ENOENT);
+    assert_int_equal(inspect_choose_root(in, roots, 0, &chosen), -ENOENT);
+    assert_non_null(strstr(inspect_why(in), "no page tables"));
+    inspect_free(in);
+    fake_linux_clear(&fl);
+}
+
 static void test_bad_arguments(void **state)
 {
     struct inspect_slot slot = {.size = FL_SIZE}, two[2] = {slot, slot};
@@ -647,6 +676,7 @@ int main(void)
         cmocka_unit_test(test_btf_kinds),
         cmocka_unit_test(test_one_spoilt),
         cmocka_unit_test(test_root_twice),
+        cmocka_unit_test(test_choose),
         cmocka_unit_test(test_bad_arguments),
         cmocka_unit_test(test_random_byte),
         cmocka_unit_test(test_running),
