@@ -18,6 +18,7 @@
 #include "base/size.h"
 #include "boot/boot.h"
 #include "mmu/mem.h"
+#include "mmu/page-limit.h"
 #include "vcpu/vm.h"
 
 const char *const config_tracking_names[] = {
@@ -240,8 +241,8 @@ static int set_mmu_page_limit(struct config *c, const char *value, char *error)
         c->page_limit = *value == 'a' ? CONFIG_PAGE_LIMIT_AUTO : CONFIG_PAGE_LIMIT_OFF;
         return 0;
     }
-    if (set_number(value, VM_MMU_PAGES_MIN, UINT32_MAX, &c->page_limit_pages, error) < 0)
-        return fail(error, "\"%.40s\" is neither auto nor off nor a number of pages from %u", value, VM_MMU_PAGES_MIN);
+    if (set_number(value, PAGE_LIMIT_MIN, UINT32_MAX, &c->page_limit_pages, error) < 0)
+        return fail(error, "\"%.40s\" is neither auto nor off nor a number of pages from %u", value, (unsigned int)PAGE_LIMIT_MIN);
     c->page_limit = CONFIG_PAGE_LIMIT_MANUAL;
     return 0;
 }

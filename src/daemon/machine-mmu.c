@@ -3,12 +3,15 @@
 #include "daemon/machine-mmu.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "mmu/page-limit.h"
 #include "vcpu/stats.h"
 
 /* How long a question in mode on-demand waits for vCPUs to say what they have in CR3. */
@@ -28,6 +31,10 @@ struct machine_mmu {
     struct kvm_stats_source *stats; /* NULL where KVM gives none */
     const struct stats_desc *recycled;
     struct page_limit_info limit;
+    struct page_limit policy; /* of mode auto */
+    bool capped_told;
+    struct page_limit_event event; /* the newest that was not fetched; of more the reason and the numbers of the last count */
+    bool event_waits;
 };
 
 /* -- what the tracker asks ----------------------------------------------------- */
@@ -66,7 +73,66 @@ static bool op_vcpu(void *opaque, unsigned int index, struct tracker_vcpu *ret)
     return true;
 }
 
+static uint64_t recycled_now(struct machine_mmu *m)
+{
+    m->limit.recycled_known = m->recycled && stats_read(m->stats) == 0;
+    if (m->limit.recycled_known)
+        m->limit.recycled = *stats_values(m->stats, m->recycled);
+    return m->limit.recycled;
+}
+
+/* A step of the policy was taken: do as it says. */
+static void change_limit(struct machine_mmu *m, uint64_t before, uint64_t tables, enum page_limit_reason reason)
+{
+    int r = vm_set_mmu_pages(m->vm, m->policy.limit);
+
+    if (r < 0) {
+        log_warn_errno(r, "mmu: KVM does not take a limit of %" PRIu64 " shadow pages", m->policy.limit);
+        m->policy.limit = before;
+        m->policy.max = MAX(before, m->policy.floor);
+        return;
+    }
+    log_info("mmu: KVM's limit of shadow pages: %" PRIu64 ", was %" PRIu64 " (%s; page tables %" PRIu64
+             ", recycled %" PRIu64 ")",
+             m->policy.limit, before, page_limit_reason_name(reason), tables, m->limit.recycled);
+    m->limit.limit = m->policy.limit;
+    m->limit.changes++;
+    m->event = (struct page_limit_event){
+        .previous = m->event_waits ? m->event.previous : before,
+        .limit = m->policy.limit,
+        .shadow_pages = tables,
+        .recycled = m->limit.recycled,
+        .reason = page_limit_reason_name(reason),
+    };
+    m->event_waits = true;
+    m->on_page_limit(m->opaque);
+}
+
+/* On the tracker's thread: KVM's ioctl may wait for a vCPU that waits for the userfaultfd thread, which waits for nobody. */
+static void op_pressure(void *opaque, const struct tracker_pressure *pressure)
+{
+    struct machine_mmu *m = opaque;
+    struct page_limit_sample sample = {.tables = pressure->shadow_pages, .now_ns = pressure->now_ns};
+    enum page_limit_reason reason;
+    uint64_t before;
+
+    pthread_mutex_lock(&m->lock);
+    if (m->limit.mode == CONFIG_PAGE_LIMIT_AUTO) {
+        before = m->policy.limit;
+        sample.recycled = recycled_now(m);
+        reason = page_limit_step(&m->policy, &sample);
+        if (reason != PAGE_LIMIT_KEEP)
+            change_limit(m, before, sample.tables, reason);
+        if (m->policy.capped && !m->capped_told)
+            log_warn("mmu: the guest needs more shadow pages than %" PRIu64 ", the share of host memory they may take",
+                     m->policy.max);
+        m->capped_told |= m->policy.capped;
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
 static const struct tracker_ops ops = {
+    .pressure = op_pressure,
     .activity = op_activity,
     .look = op_look,
     .look_now = op_look_now,
@@ -81,6 +147,7 @@ static int make_tracker(struct machine_mmu *m, const struct config *config)
         .mem = vm_mem(m->vm),
         .log = vm_dirty_log(m->vm),
         .settings = config->mmu,
+        .make_precise = source_precise_new,
         .ops = &ops,
         .opaque = m,
     };
@@ -114,7 +181,9 @@ int machine_mmu_new(const struct config *config, struct vm *vm, void (*on_page_l
     *m = (struct machine_mmu){.vm = vm, .on_page_limit = on_page_limit, .opaque = opaque};
     pthread_mutex_init(&m->lock, NULL);
     open_stats(m);
-    m->limit.kvm_default = vm_default_mmu_pages(vm);
+    m->limit.kvm_default = page_limit_default(mem_pages(vm_mem(vm)));
+    /* None of the modes: whatever is wanted is a change. */
+    m->limit.mode = CONFIG_PAGE_LIMIT_MANUAL;
     r = machine_mmu_set_page_limit(m, config->page_limit, config->page_limit_pages);
     if (r < 0)
         log_err_errno(r, "mmu: KVM does not take a limit of %llu shadow pages",
@@ -206,32 +275,58 @@ uint64_t machine_mmu_dirty_of(const struct machine_mmu *m, gpa_t cr3, uint64_t g
 void machine_mmu_page_limit(struct machine_mmu *m, struct page_limit_info *ret)
 {
     pthread_mutex_lock(&m->lock);
-    m->limit.recycled_known = m->recycled && stats_read(m->stats) == 0;
-    if (m->limit.recycled_known)
-        m->limit.recycled = *stats_values(m->stats, m->recycled);
+    (void)recycled_now(m);
     *ret = m->limit;
     pthread_mutex_unlock(&m->lock);
 }
 
-int machine_mmu_set_page_limit(struct machine_mmu *m, enum config_page_limit mode, uint64_t pages)
+/* The policy begins with KVM's own limit, and may go as far as a share of the host's memory. */
+static void begin_policy(struct machine_mmu *m)
+{
+    uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t max = page_limit_affordable(host, PAGE_LIMIT_SHARE_DEFAULT);
+
+    page_limit_init(&m->policy, m->limit.kvm_default, MIN(max, (uint64_t)UINT32_MAX), recycled_now(m));
+    m->capped_told = false;
+}
+
+static int set_locked(struct machine_mmu *m, enum config_page_limit mode, uint64_t pages)
 {
     int r = 0;
 
-    pthread_mutex_lock(&m->lock);
+    if (mode == m->limit.mode && mode != CONFIG_PAGE_LIMIT_MANUAL)
+        return 0;
     if (mode == CONFIG_PAGE_LIMIT_MANUAL)
         r = vm_set_mmu_pages(m->vm, pages);
-    else if (mode == CONFIG_PAGE_LIMIT_OFF && m->limit.limit)
+    else if (m->limit.limit)
         r = vm_set_mmu_pages(m->vm, m->limit.kvm_default);
-    if (r == 0) {
-        m->limit.mode = mode;
-        if (mode != CONFIG_PAGE_LIMIT_AUTO)
-            m->limit.limit = mode == CONFIG_PAGE_LIMIT_MANUAL ? pages : 0;
-    }
+    if (r < 0)
+        return r;
+    m->limit.mode = mode;
+    m->limit.limit = mode == CONFIG_PAGE_LIMIT_MANUAL ? pages : 0;
+    if (mode == CONFIG_PAGE_LIMIT_AUTO)
+        begin_policy(m);
+    return 0;
+}
+
+int machine_mmu_set_page_limit(struct machine_mmu *m, enum config_page_limit mode, uint64_t pages)
+{
+    int r;
+
+    pthread_mutex_lock(&m->lock);
+    r = set_locked(m, mode, pages);
     pthread_mutex_unlock(&m->lock);
     return r;
 }
 
 bool machine_mmu_next_event(struct machine_mmu *m, struct page_limit_event *ret)
 {
-    return false;
+    bool waits;
+
+    pthread_mutex_lock(&m->lock);
+    waits = m->event_waits;
+    *ret = m->event;
+    m->event_waits = false;
+    pthread_mutex_unlock(&m->lock);
+    return waits;
 }

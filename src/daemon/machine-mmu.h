@@ -15,7 +15,7 @@ struct machine_mmu;
 struct page_limit_event {
     uint64_t previous, limit;
     uint64_t shadow_pages, recycled;
-    const char *reason; /* "recycled" or "pages" */
+    const char *reason; /* as page_limit_reason_name has it */
 };
 
 /*

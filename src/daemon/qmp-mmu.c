@@ -11,6 +11,7 @@
 #include "mmu/attribute.h"
 #include "mmu/census.h"
 #include "mmu/flood.h"
+#include "mmu/page-limit.h"
 #include "mmu/query.h"
 #include "mmu/tracker.h"
 
@@ -498,10 +499,10 @@ static bool read_page_limit(struct qmp_request *req, enum config_page_limit *mod
     }
     *mode = CONFIG_PAGE_LIMIT_MANUAL;
     if (json_object_is_type(value, json_type_int) && json_get_u64(req->args, "page-limit", pages) == 0 &&
-        *pages >= VM_MMU_PAGES_MIN && *pages <= UINT32_MAX)
+        *pages >= PAGE_LIMIT_MIN && *pages <= UINT32_MAX)
         return true;
     qmp_error_set(&req->error, QMP_GENERIC_ERROR, "Parameter 'page-limit' is neither auto nor off nor a number from %u",
-                  VM_MMU_PAGES_MIN);
+                  (unsigned int)PAGE_LIMIT_MIN);
     return false;
 }
 

@@ -512,15 +512,8 @@ void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool 
 
 /* -- KVM's shadow pages --------------------------------------------------------- */
 
-uint64_t vm_default_mmu_pages(const struct vm *vm)
-{
-    return MAX(mem_pages(vm->mem) * 20 / 1000, (uint64_t)VM_MMU_PAGES_MIN);
-}
-
 int vm_set_mmu_pages(struct vm *vm, uint64_t pages)
 {
-    if (pages < VM_MMU_PAGES_MIN || pages > UINT32_MAX)
-        return -EINVAL;
     return ioctl(vm->fd, KVM_SET_NR_MMU_PAGES, (unsigned long)pages) < 0 ? -errno : 0;
 }
 

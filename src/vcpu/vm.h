@@ -95,11 +95,9 @@ void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret);
 void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages);
 
 /*
- * KVM's limit on shadow pages. The default is what KVM computes for this much memory (it does not tell). Setting it is -EINVAL
- * below VM_MMU_PAGES_MIN, or -errno of KVM; any thread but those that vCPUs wait for: it takes KVM's locks.
+ * KVM's limit on shadow pages: KVM_SET_NR_MMU_PAGES. 0, or -errno of KVM (-EINVAL: fewer than it wants). Any thread but those that
+ * vCPUs wait for: it takes KVM's locks.
  */
-#define VM_MMU_PAGES_MIN 64u
-uint64_t vm_default_mmu_pages(const struct vm *vm);
 int vm_set_mmu_pages(struct vm *vm, uint64_t pages);
 
 /* CPU time of the vCPU threads so far, in ns: what they have run in the guest or for it. 0 before vm_start. Any thread. */
