@@ -22,6 +22,7 @@ enum request {
     REQUEST_CRASH = 1 << 2,
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
+    REQUEST_PAGE_LIMIT = 1 << 5, /* KVM's page limit was changed: not the guest's wish, and kept over a reset */
 };
 
 enum device_index {
@@ -39,6 +40,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
+    struct machine_mmu *mmu;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
@@ -186,6 +188,40 @@ static void emit(struct machine *m, const char *name, json_t *data)
     m->observer.on_event(m->observer.opaque, name, data);
 }
 
+static void on_page_limit(void *opaque)
+{
+    post(opaque, REQUEST_PAGE_LIMIT);
+}
+
+static void emit_page_limits(struct machine *m)
+{
+    struct page_limit_event e;
+
+    while (machine_mmu_next_event(m->mmu, &e)) {
+        json_t *data = json_object_new_object();
+
+        json_add_u64(data, "previous", e.previous);
+        json_add_u64(data, "limit", e.limit);
+        json_add_str(data, "reason", e.reason);
+        json_add_u64(data, "shadow-pages", e.shadow_pages);
+        json_add_u64(data, "recycled", e.recycled);
+        emit(m, "MMU_PAGE_LIMIT", data);
+    }
+}
+
+/* The guest stands still, and goes on. */
+static void pause_guest(struct machine *m)
+{
+    vm_pause(m->vm);
+    machine_mmu_paused(m->mmu);
+}
+
+static void resume_guest(struct machine *m)
+{
+    machine_mmu_resuming(m->mmu);
+    vm_resume(m->vm);
+}
+
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -207,7 +243,7 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = state;
     if (was_running)
         emit(m, "STOP", NULL);
@@ -227,7 +263,7 @@ static void guest_crashed(struct machine *m)
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
     end(m, 0);
@@ -244,8 +280,10 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
+    if (requests & REQUEST_PAGE_LIMIT)
+        emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
-        vm_pause(m->vm);
+        pause_guest(m);
         end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
@@ -351,6 +389,8 @@ static int create_vm(struct machine *m)
     };
     int r = vm_new(&config, m->mem, &m->vm);
 
+    if (r == 0)
+        r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);
 }
 
@@ -416,7 +456,10 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     destroy_devices(m);
     chardev_free(m->console);
+    machine_mmu_stop(m->mmu);
     vm_free(m->vm);
+    /* Last: a vCPU may wait for it until its thread has ended. */
+    machine_mmu_free(m->mmu);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
@@ -441,7 +484,7 @@ int machine_start(struct machine *m)
     chardev_set_on_quit(m->console, on_console_quit, m);
     if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        vm_resume(m->vm);
+        resume_guest(m);
     }
     return 0;
 }
@@ -487,7 +530,7 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
         emit(m, "RESUME", NULL);
-        vm_resume(m->vm);
+        resume_guest(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
@@ -507,15 +550,16 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    vm_pause(m->vm);
+    pause_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
-    atomic_store(&m->requests, 0);
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
+    machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        vm_resume(m->vm);
+        resume_guest(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -543,7 +587,7 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(false, reason));
     end(m, 0);
@@ -567,6 +611,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)
