@@ -9,15 +9,25 @@
 
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/virtio/blk.h"
 #include "mmu/dirty.h"
+#include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_MAX_DISKS 12
 #define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
 
 enum config_paging {
     CONFIG_PAGING_SHADOW,
     CONFIG_PAGING_ANY,
+};
+
+/* KVM's limit on shadow pages. */
+enum config_page_limit {
+    CONFIG_PAGE_LIMIT_AUTO,
+    CONFIG_PAGE_LIMIT_OFF,    /* as KVM chooses it */
+    CONFIG_PAGE_LIMIT_MANUAL, /* page_limit_pages */
 };
 
 enum config_action {
@@ -37,14 +47,22 @@ struct config {
     bool hugepages, prealloc, paused, test_device;
     enum chardev_kind console;
     char *console_path; /* file:PATH */
+    struct vblk_config disks[CONFIG_MAX_DISKS];
+    unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    struct tracker_settings mmu;
+    enum config_page_limit page_limit;
+    uint64_t page_limit_pages;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
     char *metrics;        /* ADDR:PORT to serve metrics on too, or NULL */
     enum log_level log_level;
 };
+
+/* As configuration and QMP spell enum tracker_mode; ends with NULL. */
+extern const char *const config_tracking_names[];
 
 void config_init(struct config *c);
 void config_clear(struct config *c);

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -140,6 +141,33 @@ static int set_slots(struct vm *vm, bool logging)
     return 0;
 }
 
+/* Registers are an optimization: where it cannot be had, every read of them is an exit. 0 or -ENOMEM. */
+static int set_register_slot(struct vm *vm, uint64_t base, unsigned int pages)
+{
+    struct kvm_userspace_memory_region region = {
+        .slot = MEM_MAX_SLOTS,
+        .flags = KVM_MEM_READONLY,
+        .guest_phys_addr = base,
+        .memory_size = pages_to_bytes(pages),
+    };
+    void *p;
+
+    if (pages == 0 || vm_check_extension(vm, KVM_CAP_READONLY_MEM) <= 0)
+        return 0;
+    p = mmap(NULL, region.memory_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return -ENOMEM;
+    region.userspace_addr = (uintptr_t)p;
+    if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0) {
+        log_debug("registers: no read-only memory slot: %s", strerror(errno));
+        munmap(p, region.memory_size);
+        return 0;
+    }
+    vm->registers = p;
+    vm->register_size = region.memory_size;
+    return 0;
+}
+
 /* -- the dirty log's view of KVM -- */
 
 static int dirty_set_logging(void *opaque, bool on)
@@ -265,6 +293,15 @@ static int create_vcpus(struct vm *vm)
     return 0;
 }
 
+static void note_paging_features(struct vm *vm, struct kvm_cpuid2 *cpuid)
+{
+    const struct kvm_cpuid_entry2 *features = cpuid_find(cpuid, 0x80000001, 0), *sizes = cpuid_find(cpuid, 0x80000008, 0);
+
+    vm->gbpages = features && (features->edx >> 26 & 1);
+    /* What a CPU without the leaf has. */
+    vm->maxphyaddr = sizes ? sizes->eax & 0xff : 36;
+}
+
 static int set_cpuids(struct vm *vm)
 {
     const struct cpuid_host *host;
@@ -282,6 +319,7 @@ static int set_cpuids(struct vm *vm)
         r = cpuid_build(host, &options, &cpuid);
         if (r < 0)
             break;
+        note_paging_features(vm, cpuid);
         if (ioctl(vm->vcpus[i]->fd, KVM_SET_CPUID2, cpuid) < 0) {
             r = -errno;
             log_err_errno(r, "vcpu%u: KVM_SET_CPUID2 failed", i);
@@ -297,7 +335,7 @@ static void irq_sink_set(void *opaque, unsigned int gsi, int level)
 }
 
 /* On vm->kvm_fd: a VM with its chips and vCPUs but no thread running. Without memory: one to read power-on state from. */
-static int build(struct vm *vm)
+static int build(struct vm *vm, const struct vm_config *config)
 {
     int r;
 
@@ -317,6 +355,8 @@ static int build(struct vm *vm)
     /* Before the chips: with those there a change of slots waits for readers of the bus, 5 ms and more. */
     if (r == 0 && vm->mem)
         r = set_slots(vm, false);
+    if (r == 0 && config)
+        r = set_register_slot(vm, config->register_base, config->register_pages);
     if (r == 0)
         r = create_chips(vm);
     if (r == 0)
@@ -339,6 +379,7 @@ static struct vm *alloc(unsigned int cpus, struct mem *mem)
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->parked_cv, NULL);
     pthread_cond_init(&vm->go_cv, NULL);
+    pthread_cond_init(&vm->paging_cv, NULL);
     return vm;
 }
 
@@ -360,7 +401,7 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
     if (r >= 0)
         r = cpuid_fetch_start(vm->kvm_fd, &vm->cpuid);
     if (r == 0)
-        r = build(vm);
+        r = build(vm, config);
     if (r < 0) {
         vm_free(vm);
         return r;
@@ -394,8 +435,11 @@ void vm_free(struct vm *vm)
         cpuid_fetch_free(vm->cpuid);
     fd_close(vm->fd);
     fd_close(vm->kvm_fd);
+    if (vm->registers)
+        munmap(vm->registers, vm->register_size);
     pthread_cond_destroy(&vm->parked_cv);
     pthread_cond_destroy(&vm->go_cv);
+    pthread_cond_destroy(&vm->paging_cv);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -451,6 +495,84 @@ bool vm_running(const struct vm *vm)
     return atomic_load(&vm->run);
 }
 
+/* -- paging registers ---------------------------------------------------------- */
+
+void vm_ask_paging(struct vm *vm, bool kick)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started)
+            continue;
+        atomic_store(&vcpu->look, true);
+        if (kick && atomic_load(&vm->run))
+            vcpu_kick(vcpu);
+    }
+}
+
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns)
+{
+    struct timespec until;
+    uint64_t seq[VM_MAX_VCPUS], end;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    end = (uint64_t)until.tv_nsec + timeout_ns;
+    until.tv_sec += (time_t)(end / NSEC_PER_SEC);
+    until.tv_nsec = (long)(end % NSEC_PER_SEC);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        seq[i] = vm->vcpus[i]->paging.seq;
+    pthread_mutex_unlock(&vm->lock);
+    vm_ask_paging(vm, true);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        while (atomic_load(&vm->run) && vm->vcpus[i]->paging.seq == seq[i] &&
+               pthread_cond_timedwait(&vm->paging_cv, &vm->lock, &until) == 0)
+            ;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_note_paging(struct vm *vm)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        vcpu_note_paging(vm->vcpus[i]);
+}
+
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret)
+{
+    pthread_mutex_lock(&vm->lock);
+    *ret = vm->vcpus[vcpu]->paging;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages)
+{
+    *ret_maxphyaddr = vm->maxphyaddr;
+    *ret_gbpages = vm->gbpages;
+}
+
+/* -- KVM's shadow pages --------------------------------------------------------- */
+
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages)
+{
+    return ioctl(vm->fd, KVM_SET_NR_MMU_PAGES, (unsigned long)pages) < 0 ? -errno : 0;
+}
+
+uint64_t vm_cpu_time(const struct vm *vm)
+{
+    uint64_t sum = 0;
+
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct timespec ts;
+        clockid_t clock;
+
+        if (vm->vcpus[i]->started && pthread_getcpuclockid(vm->vcpus[i]->thread, &clock) == 0 &&
+            clock_gettime(clock, &ts) == 0)
+            sum += (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
+    }
+    return sum;
+}
+
 /* Load what a VM that was just made has: KVM itself says what power-on state is, MSR by MSR. */
 static int load_power_on_state(struct vm *vm)
 {
@@ -466,7 +588,7 @@ static int load_power_on_state(struct vm *vm)
     state_writer_init(&w);
     fresh->cpuid = vm->cpuid;
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
-    err = fresh->kvm_fd < 0 ? -errno : build(fresh);
+    err = fresh->kvm_fd < 0 ? -errno : build(fresh, NULL);
     if (err == 0)
         err = vm_state_save(fresh, &w);
     if (err == 0)
@@ -559,6 +681,11 @@ void vm_irq_line(struct vm *vm, unsigned int gsi, int level)
     /* KVM refuses only a line that does not exist, and the lines are ours. */
     if (ioctl(vm->fd, KVM_IRQ_LINE, &arg) < 0)
         log_warn_limited("irq %u: cannot set level %d", gsi, level);
+}
+
+uint8_t *vm_register_pages(const struct vm *vm)
+{
+    return vm->registers;
 }
 
 void vm_set_dirty_buffered(struct vm *vm, bool on)
