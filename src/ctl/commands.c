@@ -83,6 +83,12 @@ static const struct ctl_option floods_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option doctor_options[] = {
+    {0, "bandwidth", "MIB", "what a migration could send a second (default 1000)"},
+    {0, "strict", NULL, "fail if something is a warning or worse"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -113,6 +119,7 @@ const struct ctl_command ctl_commands[] = {
     {"mmu verify", "[VM]", "compare the bookkeeping with a paused guest", NULL, CTL_VM, 0, ctl_cmd_mmu_verify},
     {"rmap", "[VM] ADDRESS|gfn=N", "who maps a frame of guest memory", rmap_options, CTL_VM, 1, ctl_cmd_rmap},
     {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
+    {"doctor", "[VM]", "what an expert would say of a VM, or of this host", doctor_options, 0, 1, ctl_cmd_doctor},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},
