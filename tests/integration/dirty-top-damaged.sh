@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
 
 spoil=$UMBRA_BUILD/tests/integration/spoil-guest
-need test -x "$spoil"
+need "built without libbpf" test -x "$spoil"
 vm=damaged
 vm_start_serving $vm "" --memory 256M --mmu-cpu-budget 100
 vm_say $vm 'dirty 400 1000000 20 >/tmp/dirty.out & echo dirtier $!'
