@@ -9,11 +9,13 @@
 
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/virtio/blk.h"
 #include "mmu/dirty.h"
 #include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_MAX_DISKS 12
 #define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
 
 enum config_paging {
@@ -45,6 +47,8 @@ struct config {
     bool hugepages, prealloc, paused, test_device;
     enum chardev_kind console;
     char *console_path; /* file:PATH */
+    struct vblk_config disks[CONFIG_MAX_DISKS];
+    unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
     struct tracker_settings mmu;

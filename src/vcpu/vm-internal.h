@@ -20,6 +20,8 @@ struct vm {
     struct irq_sink irq;
     enum dirty_backend dirty_backend;
     uint32_t ring_entries;
+    uint8_t *registers; /* vm_register_pages */
+    size_t register_size;
     unsigned int maxphyaddr; /* of the vCPUs, and whether they have 1 GiB pages */
     bool gbpages;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */

@@ -174,6 +174,26 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index)
     return &vm->vcpus[index];
 }
 
+/* What devices ask of a VM when they are made; none is, here. */
+int vm_ioeventfd(struct vm *vm, int fd, enum bus_space space, uint64_t addr, unsigned int size, bool match,
+                 uint64_t value, bool on)
+{
+    (void)vm, (void)fd, (void)space, (void)addr, (void)size, (void)match, (void)value, (void)on;
+    return -ENOTSUP;
+}
+
+int vm_irqfd(struct vm *vm, int fd, unsigned int gsi, int resample_fd, bool on)
+{
+    (void)vm, (void)fd, (void)gsi, (void)resample_fd, (void)on;
+    return -ENOTSUP;
+}
+
+uint8_t *vm_register_pages(const struct vm *vm)
+{
+    (void)vm;
+    return NULL;
+}
+
 int vcpu_fd(const struct vcpu *vcpu)
 {
     return 101 + (int)vcpu->index;
@@ -502,4 +522,9 @@ void fake_machine_free(struct machine *m)
     mem_free(m->vm.mem);
     free(m->config.name);
     free(m);
+}
+
+struct device *machine_disk(struct machine *m, unsigned int index)
+{
+    return NULL;
 }
