@@ -203,6 +203,103 @@ static int set_check_config(struct config *c, const char *value, char *error)
     return set_path(&c->config_file, value, error);
 }
 
+static int parse_number(const char *value, uint64_t least, uint64_t most, uint64_t *ret, char *error)
+{
+    char *end;
+    uint64_t v;
+
+    errno = 0;
+    v = strtoull(value, &end, 10);
+    if (!*value || *end || *value < '0' || *value > '9')
+        return fail(error, "\"%.40s\" is no number", value);
+    if (errno || v < least || v > most)
+        return fail(error, "%.40s is not between %" PRIu64 " and %" PRIu64, value, least, most);
+    *ret = v;
+    return 0;
+}
+
+static int set_page_limit(struct config *c, const char *value, char *error)
+{
+    struct limiter_settings s = {.mode = LIMITER_FIXED};
+    int r = 0;
+
+    if (strcmp(value, "auto") == 0)
+        s.mode = LIMITER_AUTO;
+    else if (strcmp(value, "off") == 0)
+        s.mode = LIMITER_OFF;
+    else if (*value < '0' || *value > '9')
+        r = fail(error, "\"%.40s\" is none of auto, off or a number", value);
+    else
+        r = parse_number(value, PAGE_LIMIT_MIN, LIMITER_PAGES_MAX, &s.pages, error);
+    if (r == 0)
+        c->page_limit = s;
+    return r;
+}
+
+static int set_page_limit_share(struct config *c, const char *value, char *error)
+{
+    uint64_t v;
+    int r = parse_number(value, 1, 50, &v, error);
+
+    if (r == 0)
+        c->page_limit_share = (unsigned int)v;
+    return r;
+}
+
+static int set_thp(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"off", "on", NULL};
+    int v = choose(values, value, error);
+
+    if (v < 0)
+        return v;
+    c->thp = v;
+    return 0;
+}
+
+static int set_halt_poll(struct config *c, const char *value, char *error)
+{
+    uint64_t ns = 0;
+    bool set = strcmp(value, "host") != 0;
+    int r = set ? parse_number(value, 0, 1000000, &ns, error) : 0;
+
+    if (r < 0)
+        return r;
+    c->set_halt_poll = set;
+    c->halt_poll_ns = (uint32_t)ns;
+    return 0;
+}
+
+static int fail_feature(const char *name, char *error)
+{
+    char list[CONFIG_ERROR_MAX - 64] = "";
+    size_t len = 0;
+
+    for (unsigned int i = 0; cpuid_feature_name(i) && len < sizeof(list); i++)
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", i ? ", " : "", cpuid_feature_name(i));
+    return fail(error, "\"%.20s\" is none of %s", name, list);
+}
+
+static int set_cpu_off(struct config *c, const char *value, char *error)
+{
+    cpuid_features off = 0;
+
+    for (const char *at = value; *at;) {
+        size_t len = strcspn(at, ",");
+        char name[32] = "";
+        cpuid_features bit;
+
+        memcpy(name, at, MIN(len, sizeof(name) - 1));
+        bit = cpuid_feature(name);
+        if (!bit)
+            return fail_feature(name, error);
+        off |= bit;
+        at += len + (at[len] == ',');
+    }
+    c->cpu_off = off;
+    return 0;
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -252,6 +349,11 @@ static const struct option_row options[] = {
     {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console},
     {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging},
     {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log},
+    {"page-limit", "PAGES", "shadow pages KVM may keep: auto (default: as many as the guest needs), off (KVM's own limit), or a number", EVERYWHERE, set_page_limit},
+    {"page-limit-share", "PERCENT", "auto gives at most so much of the host's memory (default 5)", EVERYWHERE, set_page_limit_share},
+    {"cpu-off", "LIST", "CPU features that are not offered, with commas: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off},
+    {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000", EVERYWHERE, set_halt_poll},
+    {"thp", "ON", "ask for transparent huge pages behind guest memory: on or off (default)", EVERYWHERE, set_thp},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
@@ -273,6 +375,8 @@ void config_init(struct config *c)
         .console = CHARDEV_SOCKET,
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
+        .page_limit = {.mode = LIMITER_AUTO},
+        .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
         .log_level = LOG_LEVEL_INFO,
     };
 }

@@ -8,8 +8,10 @@
 #include <stdint.h>
 
 #include "base/log.h"
+#include "daemon/limiter.h"
 #include "device/chardev.h"
 #include "mmu/dirty.h"
+#include "vcpu/cpuid.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
@@ -39,6 +41,12 @@ struct config {
     char *console_path; /* file:PATH */
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    struct limiter_settings page_limit;
+    unsigned int page_limit_share; /* percent */
+    bool thp;                      /* ask for transparent huge pages */
+    cpuid_features cpu_off;
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */

@@ -14,6 +14,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
+#include "daemon/limiter.h"
 #include "device/devices.h"
 
 enum request {
@@ -39,6 +40,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
+    struct limiter *limiter;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
@@ -336,7 +338,11 @@ static int create_request_event(struct machine *m)
 static int create_memory(struct machine *m)
 {
     struct mem_config config = {
-        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+        .size = m->config->memory,
+        .hugepages = m->config->hugepages,
+        .prealloc = m->config->prealloc,
+        .transparent = m->config->thp,
+    };
 
     return mem_new(&config, &m->mem);
 }
@@ -348,10 +354,42 @@ static int create_vm(struct machine *m)
         .cpus = m->config->cpus,
         .dirty_backend = m->config->dirty_log,
         .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
+        .cpu_off = m->config->cpu_off,
+        .set_halt_poll = m->config->set_halt_poll,
+        .halt_poll_ns = m->config->halt_poll_ns,
     };
-    int r = vm_new(&config, m->mem, &m->vm);
+    int r;
 
+    if (boot_cmdline_has(m->config->cmdline, "nolapic") || boot_cmdline_has(m->config->cmdline, "disableapic"))
+        config.cpu_off |= CPUID_ASYNC_PF;
+    r = vm_new(&config, m->mem, &m->vm);
     return r < 0 ? r : vm_start(m->vm);
+}
+
+static void on_page_limit(void *opaque, const struct limiter_change *c)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_u64(data, "from", c->from);
+    json_add_u64(data, "to", c->to);
+    json_add_str(data, "reason", page_limit_reason_name(c->reason));
+    json_add_u64(data, "page-tables", c->tables);
+    json_add_u64(data, "recycled", c->recycled);
+    emit(opaque, "MMU_PAGE_LIMIT", data);
+}
+
+static int create_limiter(struct machine *m)
+{
+    struct limiter_config config = {
+        .vm = m->vm,
+        .events = m->events,
+        .settings = m->config->page_limit,
+        .share = m->config->page_limit_share,
+        .on_change = on_page_limit,
+        .opaque = m,
+    };
+
+    return limiter_new(&config, &m->limiter);
 }
 
 /* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
@@ -394,6 +432,8 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (r == 0)
         r = create_vm(m);
     if (r == 0)
+        r = create_limiter(m);
+    if (r == 0)
         r = open_console(m);
     if (r == 0)
         r = create_devices(m);
@@ -416,6 +456,7 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     destroy_devices(m);
     chardev_free(m->console);
+    limiter_free(m->limiter);
     vm_free(m->vm);
     boot_close(m->image);
     mem_free(m->mem);

@@ -19,6 +19,7 @@
 #include "mmu/dirty.h"
 #include "mmu/mem.h"
 #include "vcpu/bus.h"
+#include "vcpu/cpuid.h"
 #include "vcpu/irq.h"
 
 #define VM_MAX_VCPUS 32
@@ -49,6 +50,10 @@ struct vm_config {
     unsigned int cpus;
     enum dirty_backend dirty_backend;
     struct vm_callbacks callbacks;
+    cpuid_features cpu_off; /* not offered to the guest */
+    /* How long KVM looks for work before it lets a vCPU that halts sleep: at most so long, not what the module says. */
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
 };
 
 /* Open KVM, check what is needed (one error line names each missing capability), create the VM with irqchip and PIT,
@@ -78,6 +83,12 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
  * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. VM paused.
  */
 void vm_set_dirty_buffered(struct vm *vm, bool on);
+
+/*
+ * How many shadow pages KVM may keep (mmu/page-limit.h), PAGE_LIMIT_MIN at least. 0 or -errno. Waits for vCPUs that stand at
+ * a frame protected by userfaultfd: never for the thread that lets them go on. Any other thread.
+ */
+int vm_set_page_limit(struct vm *vm, uint64_t pages);
 
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);
