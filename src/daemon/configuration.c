@@ -18,7 +18,16 @@
 #include "base/size.h"
 #include "boot/boot.h"
 #include "mmu/mem.h"
+#include "mmu/page-limit.h"
 #include "vcpu/vm.h"
+
+const char *const config_tracking_names[] = {
+    [TRACKER_OFF] = "off",
+    [TRACKER_ON_DEMAND] = "on-demand",
+    [TRACKER_LIVE] = "live",
+    [TRACKER_PRECISE] = "precise",
+    [TRACKER_PRECISE + 1] = NULL,
+};
 
 enum option_where {
     CMDLINE_ONLY,
@@ -175,6 +184,80 @@ static int set_dirty_log(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_mmu(struct config *c, const char *value, char *error)
+{
+    int i = choose(config_tracking_names, value, error);
+
+    if (i < 0)
+        return i;
+    c->mmu.mode = (enum tracker_mode)i;
+    return 0;
+}
+
+static int set_number(const char *value, uint64_t min, uint64_t max, uint64_t *ret, char *error)
+{
+    uint64_t v;
+
+    if (size_parse_u64(value, max, &v) < 0 || v < min)
+        return fail(error, "\"%.40s\" is not a number from %" PRIu64 " to %" PRIu64, value, min, max);
+    *ret = v;
+    return 0;
+}
+
+static int set_mmu_sync_interval(struct config *c, const char *value, char *error)
+{
+    if (strcmp(value, "0") != 0)
+        return set_number(value, TRACKER_INTERVAL_MIN_US, TRACKER_INTERVAL_MAX_US, &c->mmu.interval_us, error);
+    c->mmu.interval_us = 0;
+    return 0;
+}
+
+static int set_mmu_cpu_budget(struct config *c, const char *value, char *error)
+{
+    uint64_t v = 0;
+    int r = set_number(value, 1, 100, &v, error);
+
+    if (r == 0)
+        c->mmu.cpu_budget = (unsigned int)v;
+    return r;
+}
+
+static int set_mmu_max_memory(struct config *c, const char *value, char *error)
+{
+    char least[32];
+    uint64_t v;
+
+    if (size_parse(value, &v) < 0)
+        return fail(error, "\"%.40s\" is no size (write it like 64M)", value);
+    if (v < MIRROR_MAX_MEMORY_MIN)
+        return fail(error, "%" PRIu64 " bytes is less than %s", v, size_format(MIRROR_MAX_MEMORY_MIN, least, sizeof(least)));
+    c->mmu.max_memory = v;
+    return 0;
+}
+
+static int set_mmu_page_limit(struct config *c, const char *value, char *error)
+{
+    if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
+        c->page_limit = *value == 'a' ? CONFIG_PAGE_LIMIT_AUTO : CONFIG_PAGE_LIMIT_OFF;
+        return 0;
+    }
+    if (set_number(value, PAGE_LIMIT_MIN, UINT32_MAX, &c->page_limit_pages, error) < 0)
+        return fail(error, "\"%.40s\" is neither auto nor off nor a number of pages from %u", value, (unsigned int)PAGE_LIMIT_MIN);
+    c->page_limit = CONFIG_PAGE_LIMIT_MANUAL;
+    return 0;
+}
+
+static int set_mmu_floods(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"on", "off", NULL};
+    int i = choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->mmu.floods = i == 0;
+    return 0;
+}
+
 static int set_log_level(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {"error", "warning", "info", "debug", NULL};
@@ -203,43 +286,10 @@ static int set_check_config(struct config *c, const char *value, char *error)
     return set_path(&c->config_file, value, error);
 }
 
-static int parse_number(const char *value, uint64_t least, uint64_t most, uint64_t *ret, char *error)
-{
-    char *end;
-    uint64_t v;
-
-    errno = 0;
-    v = strtoull(value, &end, 10);
-    if (!*value || *end || *value < '0' || *value > '9')
-        return fail(error, "\"%.40s\" is no number", value);
-    if (errno || v < least || v > most)
-        return fail(error, "%.40s is not between %" PRIu64 " and %" PRIu64, value, least, most);
-    *ret = v;
-    return 0;
-}
-
-static int set_page_limit(struct config *c, const char *value, char *error)
-{
-    struct limiter_settings s = {.mode = LIMITER_FIXED};
-    int r = 0;
-
-    if (strcmp(value, "auto") == 0)
-        s.mode = LIMITER_AUTO;
-    else if (strcmp(value, "off") == 0)
-        s.mode = LIMITER_OFF;
-    else if (*value < '0' || *value > '9')
-        r = fail(error, "\"%.40s\" is none of auto, off or a number", value);
-    else
-        r = parse_number(value, PAGE_LIMIT_MIN, LIMITER_PAGES_MAX, &s.pages, error);
-    if (r == 0)
-        c->page_limit = s;
-    return r;
-}
-
-static int set_page_limit_share(struct config *c, const char *value, char *error)
+static int set_mmu_page_limit_share(struct config *c, const char *value, char *error)
 {
     uint64_t v;
-    int r = parse_number(value, 1, 50, &v, error);
+    int r = set_number(value, 1, 50, &v, error);
 
     if (r == 0)
         c->page_limit_share = (unsigned int)v;
@@ -261,7 +311,7 @@ static int set_halt_poll(struct config *c, const char *value, char *error)
 {
     uint64_t ns = 0;
     bool set = strcmp(value, "host") != 0;
-    int r = set ? parse_number(value, 0, 1000000, &ns, error) : 0;
+    int r = set ? set_number(value, 0, 1000000, &ns, error) : 0;
 
     if (r < 0)
         return r;
@@ -349,11 +399,21 @@ static const struct option_row options[] = {
     {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console},
     {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging},
     {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log},
-    {"page-limit", "PAGES", "shadow pages KVM may keep: auto (default: as many as the guest needs), off (KVM's own limit), or a number", EVERYWHERE, set_page_limit},
-    {"page-limit-share", "PERCENT", "auto gives at most so much of the host's memory (default 5)", EVERYWHERE, set_page_limit_share},
-    {"cpu-off", "LIST", "CPU features that are not offered, with commas: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off},
-    {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000", EVERYWHERE, set_halt_poll},
-    {"thp", "ON", "ask for transparent huge pages behind guest memory: on or off (default)", EVERYWHERE, set_thp},
+    {"mmu", "MODE", "track guest page tables: live (default), precise, on-demand, off", EVERYWHERE, set_mmu},
+    {"mmu-sync-interval-us", "N", "time from one look at them to the next (default 0: as many as there are)", EVERYWHERE,
+     set_mmu_sync_interval},
+    {"mmu-cpu-budget", "PERCENT", "how much of one CPU looking may take (default 1)", EVERYWHERE, set_mmu_cpu_budget},
+    {"mmu-max-memory", "SIZE", "how much memory the bookkeeping may take (default 256M)", EVERYWHERE, set_mmu_max_memory},
+    {"mmu-page-limit", "PAGES", "KVM's limit on shadow pages: auto (default), off, or a number", EVERYWHERE,
+     set_mmu_page_limit},
+    {"mmu-floods", "on|off", "let go of page tables that are written all the time (default on)", EVERYWHERE,
+     set_mmu_floods},
+    {"mmu-page-limit-share", "PERCENT", "auto gives at most so much of the host's memory (default 5)", EVERYWHERE,
+     set_mmu_page_limit_share},
+    {"cpu-off", "LIST", "CPU features that are not offered: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off},
+    {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000",
+     EVERYWHERE, set_halt_poll},
+    {"thp", "on|off", "ask for transparent huge pages behind guest memory (default off)", EVERYWHERE, set_thp},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
@@ -375,10 +435,10 @@ void config_init(struct config *c)
         .console = CHARDEV_SOCKET,
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
-        .page_limit = {.mode = LIMITER_AUTO},
         .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
         .log_level = LOG_LEVEL_INFO,
     };
+    tracker_default_settings(&c->mmu);
 }
 
 void config_clear(struct config *c)
@@ -436,11 +496,36 @@ static int json_value_text(const struct option_row *o, json_t *v, const char **r
         *ret = json_object_get_boolean(v) ? "true" : "false";
         return 0;
     }
+    if (strcmp(o->arg, "on|off") == 0 && json_object_is_type(v, json_type_boolean)) {
+        *ret = json_object_get_boolean(v) ? "on" : "off";
+        return 0;
+    }
     if (!json_object_is_type(v, json_type_string) && !json_object_is_type(v, json_type_int))
         return fail(error, "wants a string or a number");
     *ret = json_object_get_string(v);
     if (strlen(*ret) != (size_t)json_object_get_string_len(v) && json_object_is_type(v, json_type_string))
         return fail(error, "has a NUL character in it");
+    return 0;
+}
+
+static int apply_json_key(struct config *c, const char *key, json_t *v, char *error);
+
+/* "mmu": {"tracking": X, "cpu-budget": Y} is the same as "mmu": X and "mmu-cpu-budget": Y. */
+static int apply_mmu_object(struct config *c, json_t *object, char *error)
+{
+    json_object_object_foreach(object, key, value)
+    {
+        char option[64], why[CONFIG_ERROR_MAX] = "";
+        int n = snprintf(option, sizeof(option), "mmu-%s", key), r;
+
+        if (n >= (int)sizeof(option) || json_object_is_type(value, json_type_object))
+            return fail(error, "%.40s: is no key of mmu", key);
+        r = apply_json_key(c, strcmp(key, "tracking") == 0 ? "mmu" : option, value, why);
+        if (r == -EINVAL)
+            return fail(error, "%.40s: %.200s", key, why);
+        if (r < 0)
+            return r;
+    }
     return 0;
 }
 
@@ -450,6 +535,8 @@ static int apply_json_key(struct config *c, const char *key, json_t *v, char *er
     const char *value = NULL;
     int r;
 
+    if (strcmp(key, "mmu") == 0 && json_object_is_type(v, json_type_object))
+        return apply_mmu_object(c, v, error);
     if (!o || o->where != EVERYWHERE)
         return fail(error, "is no key of a configuration");
     r = json_value_text(o, v, &value, error);

@@ -8,10 +8,10 @@
 #include <stdint.h>
 
 #include "base/log.h"
-#include "daemon/limiter.h"
 #include "device/chardev.h"
 #include "mmu/dirty.h"
 #include "vcpu/cpuid.h"
+#include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
@@ -20,6 +20,13 @@
 enum config_paging {
     CONFIG_PAGING_SHADOW,
     CONFIG_PAGING_ANY,
+};
+
+/* KVM's limit on shadow pages. */
+enum config_page_limit {
+    CONFIG_PAGE_LIMIT_AUTO,
+    CONFIG_PAGE_LIMIT_OFF,    /* as KVM chooses it */
+    CONFIG_PAGE_LIMIT_MANUAL, /* page_limit_pages */
 };
 
 enum config_action {
@@ -41,17 +48,22 @@ struct config {
     char *console_path; /* file:PATH */
     enum config_paging paging;
     enum dirty_backend dirty_log;
-    struct limiter_settings page_limit;
     unsigned int page_limit_share; /* percent */
     bool thp;                      /* ask for transparent huge pages */
     cpuid_features cpu_off;
     bool set_halt_poll;
     uint32_t halt_poll_ns;
+    struct tracker_settings mmu;
+    enum config_page_limit page_limit;
+    uint64_t page_limit_pages;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
     enum log_level log_level;
 };
+
+/* As configuration and QMP spell enum tracker_mode; ends with NULL. */
+extern const char *const config_tracking_names[];
 
 void config_init(struct config *c);
 void config_clear(struct config *c);

@@ -14,7 +14,6 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
-#include "daemon/limiter.h"
 #include "device/devices.h"
 
 enum request {
@@ -23,6 +22,7 @@ enum request {
     REQUEST_CRASH = 1 << 2,
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
+    REQUEST_PAGE_LIMIT = 1 << 5, /* KVM's page limit was changed: not the guest's wish, and kept over a reset */
 };
 
 enum device_index {
@@ -40,7 +40,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
-    struct limiter *limiter;
+    struct machine_mmu *mmu;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
@@ -188,6 +188,40 @@ static void emit(struct machine *m, const char *name, json_t *data)
     m->observer.on_event(m->observer.opaque, name, data);
 }
 
+static void on_page_limit(void *opaque)
+{
+    post(opaque, REQUEST_PAGE_LIMIT);
+}
+
+static void emit_page_limits(struct machine *m)
+{
+    struct page_limit_event e;
+
+    while (machine_mmu_next_event(m->mmu, &e)) {
+        json_t *data = json_object_new_object();
+
+        json_add_u64(data, "previous", e.previous);
+        json_add_u64(data, "limit", e.limit);
+        json_add_str(data, "reason", e.reason);
+        json_add_u64(data, "shadow-pages", e.shadow_pages);
+        json_add_u64(data, "recycled", e.recycled);
+        emit(m, "MMU_PAGE_LIMIT", data);
+    }
+}
+
+/* The guest stands still, and goes on. */
+static void pause_guest(struct machine *m)
+{
+    vm_pause(m->vm);
+    machine_mmu_paused(m->mmu);
+}
+
+static void resume_guest(struct machine *m)
+{
+    machine_mmu_resuming(m->mmu);
+    vm_resume(m->vm);
+}
+
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -209,7 +243,7 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = state;
     if (was_running)
         emit(m, "STOP", NULL);
@@ -229,7 +263,7 @@ static void guest_crashed(struct machine *m)
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
     end(m, 0);
@@ -246,8 +280,10 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
+    if (requests & REQUEST_PAGE_LIMIT)
+        emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
-        vm_pause(m->vm);
+        pause_guest(m);
         end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
@@ -363,33 +399,9 @@ static int create_vm(struct machine *m)
     if (boot_cmdline_has(m->config->cmdline, "nolapic") || boot_cmdline_has(m->config->cmdline, "disableapic"))
         config.cpu_off |= CPUID_ASYNC_PF;
     r = vm_new(&config, m->mem, &m->vm);
+    if (r == 0)
+        r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);
-}
-
-static void on_page_limit(void *opaque, const struct limiter_change *c)
-{
-    json_t *data = json_object_new_object();
-
-    json_add_u64(data, "from", c->from);
-    json_add_u64(data, "to", c->to);
-    json_add_str(data, "reason", page_limit_reason_name(c->reason));
-    json_add_u64(data, "page-tables", c->tables);
-    json_add_u64(data, "recycled", c->recycled);
-    emit(opaque, "MMU_PAGE_LIMIT", data);
-}
-
-static int create_limiter(struct machine *m)
-{
-    struct limiter_config config = {
-        .vm = m->vm,
-        .events = m->events,
-        .settings = m->config->page_limit,
-        .share = m->config->page_limit_share,
-        .on_change = on_page_limit,
-        .opaque = m,
-    };
-
-    return limiter_new(&config, &m->limiter);
 }
 
 /* A guest starts only where KVM keeps shadow page tables, unless it was said that any paging will do. */
@@ -432,8 +444,6 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (r == 0)
         r = create_vm(m);
     if (r == 0)
-        r = create_limiter(m);
-    if (r == 0)
         r = open_console(m);
     if (r == 0)
         r = create_devices(m);
@@ -456,8 +466,10 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     destroy_devices(m);
     chardev_free(m->console);
-    limiter_free(m->limiter);
+    machine_mmu_stop(m->mmu);
     vm_free(m->vm);
+    /* Last: a vCPU may wait for it until its thread has ended. */
+    machine_mmu_free(m->mmu);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
@@ -482,7 +494,7 @@ int machine_start(struct machine *m)
     chardev_set_on_quit(m->console, on_console_quit, m);
     if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        vm_resume(m->vm);
+        resume_guest(m);
     }
     return 0;
 }
@@ -528,7 +540,7 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
         emit(m, "RESUME", NULL);
-        vm_resume(m->vm);
+        resume_guest(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
@@ -548,15 +560,16 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    vm_pause(m->vm);
+    pause_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
-    atomic_store(&m->requests, 0);
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
+    machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        vm_resume(m->vm);
+        resume_guest(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -584,7 +597,7 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    vm_pause(m->vm);
+    pause_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(false, reason));
     end(m, 0);
@@ -608,6 +621,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "boot/boot.h"
 #include "daemon/configuration.h"
+#include "daemon/machine-mmu.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
@@ -34,7 +35,7 @@ enum run_state {
 
 /* What the machine tells the daemon. Main thread. */
 struct machine_observer {
-    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN, GUEST_PANICKED. */
+    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, ... */
     void (*on_event)(void *opaque, const char *name, json_t *data);
     /* The machine is over; umbrad ends with this exit status. */
     void (*on_end)(void *opaque, int exit_status);
@@ -69,6 +70,7 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
+struct machine_mmu *machine_mmu(struct machine *m);
 /* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
 struct event_base *machine_events(struct machine *m);
