@@ -288,7 +288,7 @@ static int set_check_config(struct config *c, const char *value, char *error)
 
 static int set_mmu_page_limit_share(struct config *c, const char *value, char *error)
 {
-    uint64_t v;
+    uint64_t v = 0;
     int r = set_number(value, 1, 50, &v, error);
 
     if (r == 0)
