@@ -7,7 +7,7 @@
 
 kvm=/sys/kernel/debug/kvm
 
-# start_guest ours|peer MEMORY CMDLINE ARGUMENT...: until it serves.
+# start_guest ours|peer MEMORY CMDLINE ARGUMENT...: until it serves. $uptime is what its clock said when init began.
 start_guest() {
     local side=$1 memory=$2 cmdline="console=ttyS0 quiet reboot=k umbra.run=serve $3"
     shift 3
@@ -23,7 +23,10 @@ start_guest() {
         ;;
     esac
     coproc guest { exec "$@" 2>/run/guest.err; }
-    guest_line '^umbra-guest: serving' 240
+    guest_line '^umbra-guest: up ' 240
+    # shellcheck disable=SC2034 # for the caller
+    uptime=${line##* }
+    guest_line '^umbra-guest: serving' 120
 }
 
 # guest_line PATTERN SECONDS: wait for such a line; it is in $line.
