@@ -7,6 +7,8 @@
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
 . "$(dirname "$0")/../lib/disk.sh" || exit 1
 
+need "no mke2fs" mke2fs -V
+need "no e2fsck" e2fsck -V
 img=$tap_dir/root.img
 truncate -s 64M "$img"
 mke2fs -q -t ext4 -b 4096 "$img" || bail "no file system"

@@ -12,12 +12,15 @@ for aio in io_uring threads; do
     mount_small "$tap_dir/$aio" 8M
     truncate -s 32M "$tap_dir/$aio/disk.img"
     vm_start_serving $vm "umbra.modules=$disk_modules" --memory 128M --disk "$tap_dir/$aio/disk.img,aio=$aio"
-    "$VMCTL" --runtime-dir "$run" qmp $vm --events >"$tap_dir/$aio.events" 2>/dev/null &
+    mkfifo "$tap_dir/$aio.in"
+    exec {hold}<>"$tap_dir/$aio.in"
+    "$VMCTL" --runtime-dir "$run" qmp $vm <&"$hold" >"$tap_dir/$aio.events" 2>/dev/null &
     on_exit vm_kill $!
     vm_say $vm 'dd if=/dev/urandom of=/tmp/16M bs=1M count=16 2>/dev/null; dd if=/tmp/16M of=/dev/vda bs=1M oflag=direct; sha256sum /tmp/16M'
     check "$aio: the VM pauses" wait_until 120 vm_is $vm io-error
     is "$(qmp $vm query-block | jq -r '.[0]["io-status"]')" nospace "$aio: query-block says why"
     check "$aio: requests are held back" test "$(qmp $vm query-block | jq '.[0]["held-back"]')" -gt 0
+    check "$aio: an event says so" wait_for_line "$tap_dir/$aio.events" 'BLOCK_IO_ERROR.*"action": ?"stop".*"nospace": ?true' 20
     check "$aio: cont while there is still no room" qmp $vm cont
     check "$aio: pauses again" wait_until 60 vm_is $vm io-error
     mount -o remount,size=64M "$tap_dir/$aio"
