@@ -58,6 +58,7 @@ static void test_questions(void **state)
 
     env_expect(e, "query-version", "{}",
            "{'return':{'qemu':{'major':7,'minor':2,'micro':0},'package':'" PACKAGE_NAME " " PACKAGE_VERSION "'}}");
+    env_expect(e, "query-block", "{}", "{'return':[]}");
     env_expect(e, "query-name", "{}", "{'return':{'name':'fake'}}");
     env_expect(e, "query-kvm", "{}", "{'return':{'enabled':true,'present':true}}");
     env_expect(e, "query-status", "{}", "{'return':{'status':'running','singlestep':false,'running':true}}");
