@@ -26,7 +26,12 @@ for round in 1 2; do
     vm_expect $vm "^files $((round * 80))" 120 || bail "the guest does not write"
     vm_kill $vm_pid
     e2fsck -fp "$img" >"$tap_dir/fsck" 2>&1
-    is $? 0 "round $round: fsck finds nothing to mend but the journal" || diag <"$tap_dir/fsck"
+    check "round $round: fsck is content" test $? -le 1
+    # A file that was removed while it was open is no damage.
+    is "$(grep -vE 'recovering journal|learing orphaned inode|files? \(.* non-contiguous\)' "$tap_dir/fsck")" "" \
+        "round $round: there was nothing to mend but what the journal had"
+    e2fsck -fn "$img" >"$tap_dir/fsck" 2>&1
+    is $? 0 "round $round: and then nothing at all"
 done
 vm_start_serving after "umbra.modules=$disk_modules" --memory 128M --disk "$img,ro"
 vm_run after 'mkdir -p /mnt/d && mount -t ext4 -o ro /dev/vda /mnt/d' 60
