@@ -532,16 +532,16 @@ static void dirty_pages(void)
 
     start(false, true, 1);
     assert_int_equal(page_set_init(&set, mem_pages(mem)), 0);
-    mem_track_writes(mem, true);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
     assert_int_equal(request(VIRTIO_BLK_T_IN, 0, DATA, 0x8000, true), VIRTIO_BLK_S_OK);
-    mem_collect_writes(mem, &set);
+    mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set);
     for (uint64_t gpa = DATA; gpa < DATA + 0x8000; gpa += 4096)
         assert_true(bitmap_test(set.map, gpa >> 12));
     assert_true(bitmap_test(set.map, STATUS >> 12));
     assert_true(bitmap_test(set.map, d.used >> 12));
     assert_false(bitmap_test(set.map, (DATA + 0x8000) >> 12));
     page_set_free(&set);
-    mem_track_writes(mem, false);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, false);
 }
 
 /* -- images ------------------------------------------------------------------- */

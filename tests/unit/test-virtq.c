@@ -190,9 +190,9 @@ static void test_dirty(void **state)
     vd_desc(&d, 1, DATA + 0x5000, 0x3000, WRITE, 0);
     vd_offer(&d, 0);
     assert_true(virtq_pop(&q, &chain));
-    mem_track_writes(mem, true);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
     virtq_chain_written(&q, &chain, 0x20 + 0x1001);
-    mem_collect_writes(mem, &set);
+    mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set);
     assert_true(noted(&set, DATA));
     assert_true(noted(&set, DATA + 0x1000));
     assert_true(noted(&set, DATA + 0x5000));
@@ -201,14 +201,14 @@ static void test_dirty(void **state)
     assert_false(noted(&set, d.used));
     virtq_push(&q, 0, 1);
     virtq_flush(&q);
-    mem_collect_writes(mem, &set);
+    mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set);
     assert_true(noted(&set, d.used));
     page_set_wipe(&set);
     assert_false(virtq_pop(&q, &chain));
-    mem_collect_writes(mem, &set);
+    mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set);
     assert_true(noted(&set, d.used + 4 + 8 * SIZE));
     page_set_free(&set);
-    mem_track_writes(mem, false);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, false);
 }
 
 /* -- interrupts and kicks ----------------------------------------------------- */
