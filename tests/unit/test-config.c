@@ -94,6 +94,16 @@ static void test_refused_options(void **state)
         {"--paging=ept", "shadow, any"},
         {"--dirty-log=both", "bitmap, ring"},
         {"--kernel=", "path is empty"},
+        {"--disk=", "path is empty"},
+        {"--disk=,ro", "path is empty"},
+        {"--disk=/d,rw", "--disk: \"rw\" is none of ro, direct"},
+        {"--disk=/d,", "\"\" is none of"},
+        {"--disk=/d,queues=0", "1 to 16"},
+        {"--disk=/d,queues=17", "1 to 16"},
+        {"--disk=/d,aio=native", "auto, io_uring, threads"},
+        {"--disk=/d,serial=", "1 and 20"},
+        {"--disk=/d,serial=123456789012345678901", "1 and 20"},
+        {"--disk=/d,serial=a b", "printable"},
         {"--no-such", "--no-such: no such option"},
         {"--paused=1", "no such option, or a value"},
         {"--kernel", "--kernel wants a value"},
@@ -158,6 +168,40 @@ static void test_json(void **state)
     config_clear(&c);
 }
 
+static void test_disks(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--disk", "/a", "--disk",
+                           "/b,,c,ro,direct,serial=X-1,queues=4,aio=threads", NULL),
+                     0);
+    assert_int_equal(c.disk_count, 2);
+    assert_string_equal(c.disks[0].path, "/a");
+    assert_false(c.disks[0].read_only || c.disks[0].direct);
+    assert_int_equal(c.disks[0].aio, DISK_AIO_AUTO);
+    assert_string_equal(c.disks[1].path, "/b,c");
+    assert_true(c.disks[1].read_only && c.disks[1].direct);
+    assert_string_equal(c.disks[1].serial, "X-1");
+    assert_int_equal(c.disks[1].queues, 4);
+    assert_int_equal(c.disks[1].aio, DISK_AIO_THREADS);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c, "{\"disk\": [\"/a\", \"/b,ro\"]}", error), 0);
+    assert_int_equal(c.disk_count, 2);
+    assert_true(c.disks[1].read_only);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c, "{\"disk\": \"/a\"}", error), 0);
+    assert_int_equal(c.disk_count, 1);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c,
+                                "{\"disk\": [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"10\",\"11\","
+                                "\"12\",\"13\"]}",
+                                error),
+                     -EINVAL);
+    assert_non_null(strstr(error, "more than 12 disks"));
+    config_clear(&c);
+}
+
 static void test_refused_json(void **state)
 {
     static const struct {
@@ -175,6 +219,8 @@ static void test_refused_json(void **state)
         {"{\n\n\"nope\": 1}", "vm.json:3: nope: is no key"},
         {"{\"runtime-dir\": \"/x\"}", "runtime-dir: is no key"},
         {"{\"kernel\": \"a\\u0000b\"}", "NUL"},
+        {"{\"disk\": [\"/a\", 1.5]}", "wants a string or a number"},
+        {"{\"disk\": [\"/a,oops\"]}", "disk: \"oops\" is none of"},
         {"{\"cpus\": null}", "wants a string or a number"},
         {"{\"kernel\": {\"a\": {\"b\": {\"c\": {\"d\": {\"e\": {\"f\": {\"g\": {\"h\": 1}}}}}}}}}", "nesting"},
     };
@@ -257,7 +303,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
-        cmocka_unit_test(test_tuning),
+        cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
         cmocka_unit_test(test_command_line_wins),
     };
 
