@@ -56,6 +56,11 @@ static const struct ctl_option dirty_watch_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option config_options[] = {
+    {0, "config-dir", "DIR", "where configuration files are (default " UMBRA_SYSCONFDIR ")"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -78,6 +83,9 @@ const struct ctl_command ctl_commands[] = {
     {"dirty rate", "[VM]", "measure how much the guest writes", dirty_rate_options, CTL_VM, 0, ctl_cmd_dirty_rate},
     {"dirty watch", "[VM]", "live map of what the guest writes", dirty_watch_options, CTL_VM, 0,
      ctl_cmd_dirty_watch},
+    {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
+    {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
+    {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},

@@ -161,6 +161,9 @@ static int act(struct daemon *d)
     case CONFIG_CHECK_CONFIG:
         printf("%s: ok\n", d->config.config_file);
         return 0;
+    case CONFIG_PRINT_CONFIG:
+        config_print(&d->config);
+        return 0;
     case CONFIG_CHECK_HOST:
         return host_report(d->config.kvm_path) < 0 ? EXIT_HOST : 0;
     case CONFIG_VERSION:
@@ -195,7 +198,7 @@ int main(int argc, char **argv)
     fill_standard_fds();
     config_init(&d.config);
     r = config_parse_args(&d.config, argc, argv, error);
-    if (r == 0 && d.config.action <= CONFIG_CHECK_CONFIG)
+    if (r == 0 && d.config.action <= CONFIG_PRINT_CONFIG)
         r = config_check(&d.config, error);
     if (r < 0) {
         /* A bad option is a usage error; a file that cannot be read or a lack of memory is the host's. */
