@@ -187,6 +187,8 @@ int ctl_cmd_shutdown(struct ctl *ctl)
     r = ctl_opt_seconds(ctl, "timeout", 0, SHUTDOWN_MAX_MS, &timeout_ms);
     if (r)
         return r;
+    if (ctl_opt(ctl, "if-running") && !vms_running(ctl->runtime_dir, ctl->vm))
+        return CTL_DONE;
     if (ctl_opt(ctl, "now"))
         return ctl_cmd_kill(ctl);
     r = ctl_connect(ctl, &c);

@@ -16,6 +16,7 @@
 static const struct ctl_option shutdown_options[] = {
     {'t', "timeout", "SECONDS", "how long to wait for the guest (default 60; 0: do not wait)"},
     {0, "now", NULL, "do not ask the guest, end the VM at once"},
+    {0, "if-running", NULL, "do nothing, and succeed, if it does not run (for a service manager)"},
     END_OF_OPTIONS,
 };
 

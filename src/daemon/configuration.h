@@ -10,10 +10,12 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/virtio/blk.h"
 #include "mmu/dirty.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_MAX_DISKS 12
 #define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
 
 enum config_paging {
@@ -47,6 +49,8 @@ struct config {
     bool hugepages, prealloc, paused, test_device;
     enum chardev_kind console;
     char *console_path; /* file:PATH */
+    struct vblk_config disks[CONFIG_MAX_DISKS];
+    unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
     char *runtime_dir;    /* as resolved */

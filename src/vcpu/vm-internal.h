@@ -20,8 +20,11 @@ struct vm {
     struct irq_sink irq;
     enum dirty_backend dirty_backend;
     uint32_t ring_entries;
+    uint8_t *registers; /* vm_register_pages */
+    size_t register_size;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
+    bool may_wait; /* vm_may_wait */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
     unsigned int cpus;
     struct vcpu *vcpus[VM_MAX_VCPUS];
@@ -46,9 +49,13 @@ struct vcpu {
     struct kvm_dirty_gfn *ring; /* mapped; NULL without the ring backend */
     pthread_t thread;
     bool started;
+    bool parked;  /* under vm->lock */
     bool blocked; /* under vm->lock: cannot go on until a reset */
     atomic_int tid;
     atomic_uint entries; /* odd while inside KVM_RUN */
+    /* vm_stuck_vcpu, main thread: `entries` of last time, and whether the vCPU has been asked to show itself since. */
+    unsigned int seen;
+    bool doubted;
     struct vcpu_exits exits; /* written by its own thread only, read with relaxed loads */
 };
 

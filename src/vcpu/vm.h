@@ -49,6 +49,9 @@ struct vm_config {
     unsigned int cpus;
     enum dirty_backend dirty_backend;
     struct vm_callbacks callbacks;
+    /* Device registers in memory that the guest reads without an exit; see vm_register_pages. */
+    uint64_t register_base;
+    unsigned int register_pages; /* may be 0 */
 };
 
 /* Open KVM, check what is needed (one error line names each missing capability), create the VM with irqchip and PIT,
@@ -64,6 +67,19 @@ void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
 
+/*
+ * The index of a vCPU that is stuck, or -1; *ret_where is then static text (" inside KVM_RUN"). To be called in equal intervals: a vCPU is
+ * stuck when it neither was parked nor moved between two calls, and not after a kick between the next two. A paused guest,
+ * a halted one and one that computes are alive. Main thread.
+ */
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where);
+
+/*
+ * Say that a vCPU may stay inside KVM_RUN for as long as a page takes to come (post-copy): until Linux 6.2 a kick does not
+ * reach it there. Off at first. Main thread.
+ */
+void vm_may_wait(struct vm *vm, bool on);
+
 struct bus *vm_bus(struct vm *vm);
 struct mem *vm_mem(struct vm *vm);
 struct dirty_log *vm_dirty_log(struct vm *vm);
@@ -78,6 +94,13 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
  * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. VM paused.
  */
 void vm_set_dirty_buffered(struct vm *vm, bool on);
+
+/*
+ * Pages at register_base that the guest sees as they stand here: it reads them without leaving the guest, and its writes
+ * come to the bus as they do elsewhere. NULL where there are none or KVM has no read-only memory: then reads come to the
+ * bus, too. Zero at first.
+ */
+uint8_t *vm_register_pages(const struct vm *vm);
 
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);
