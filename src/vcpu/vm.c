@@ -492,6 +492,51 @@ void vm_resume(struct vm *vm)
     pthread_mutex_unlock(&vm->lock);
 }
 
+void vm_may_wait(struct vm *vm, bool on)
+{
+    vm->may_wait = on;
+}
+
+/*
+ * A vCPU inside KVM_RUN may be there for long with good reason: it computes, or waits in HLT. One whose count of entries has
+ * not moved is kicked, which every one that lives answers by coming out and going in again.
+ */
+static bool is_stuck(struct vcpu *vcpu)
+{
+    unsigned int entries = atomic_load(&vcpu->entries);
+
+    if (vcpu->parked || entries != vcpu->seen) {
+        vcpu->seen = entries;
+        vcpu->doubted = false;
+        return false;
+    }
+    if (vcpu->doubted)
+        return true;
+    vcpu->doubted = true;
+    if (entries % 2 == 1)
+        vcpu_kick(vcpu);
+    return false;
+}
+
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where)
+{
+    int stuck = -1;
+
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started || !is_stuck(vcpu))
+            continue;
+        if (vcpu->seen % 2 == 1 && vm->may_wait)
+            continue;
+        *ret_where = vcpu->seen % 2 == 1 ? " inside KVM_RUN" : " at an exit of the guest";
+        stuck = (int)i;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return stuck;
+}
+
 bool vm_running(const struct vm *vm)
 {
     return atomic_load(&vm->run);
