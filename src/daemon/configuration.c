@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "base/http.h"
 #include "base/json.h"
 #include "base/paths.h"
 #include "base/size.h"
@@ -271,6 +272,16 @@ static int set_log_level(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_metrics(struct config *c, const char *value, char *error)
+{
+    struct sockaddr_storage addr;
+    socklen_t len;
+
+    if (http_parse_address(value, &addr, &len) < 0)
+        return config_fail(error, "\"%.80s\" is not ADDR:PORT with a numeric address, as in 127.0.0.1:9750 or [::1]:9750", value);
+    return config_set_string(&c->metrics, value);
+}
+
 static int set_runtime_dir(struct config *c, const char *value, char *error)
 {
     return config_set_path(&c->runtime_dir, value, error);
@@ -442,6 +453,8 @@ static const struct option_row options[] = {
     {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000",
      EVERYWHERE, set_halt_poll, false},
     {"thp", "on|off", "ask for transparent huge pages behind guest memory (default off)", EVERYWHERE, set_thp, false},
+    {"metrics", "ADDR:PORT", "serve metrics there too (they always are on the socket metrics.sock)", EVERYWHERE, set_metrics,
+     false},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
@@ -480,6 +493,7 @@ void config_clear(struct config *c)
     free(c->initrd);
     free(c->cmdline);
     free(c->console_path);
+    free(c->metrics);
     free(c->runtime_dir);
     free(c->config_file);
     free(c->user);

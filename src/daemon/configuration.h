@@ -73,6 +73,7 @@ struct config {
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
+    char *metrics;        /* ADDR:PORT to serve metrics on too, or NULL */
     enum log_level log_level;
     enum sandbox_mode sandbox;
     char *user;    /* to run as; NULL: the default */

@@ -471,6 +471,8 @@ void vm_pause(struct vm *vm)
     bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
+    if (was_running)
+        vm->paused_since = clock_ns();
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
             if (was_running)
@@ -485,6 +487,8 @@ void vm_pause(struct vm *vm)
 
 void vm_resume(struct vm *vm)
 {
+    vm->paused_ns = vm_paused_ns(vm);
+    vm->paused_since = 0;
     pthread_mutex_lock(&vm->lock);
     vm->touched = true;
     atomic_store(&vm->run, true);
@@ -535,6 +539,11 @@ int vm_stuck_vcpu(struct vm *vm, const char **ret_where)
     }
     pthread_mutex_unlock(&vm->lock);
     return stuck;
+}
+
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return vm->paused_ns + (vm->paused_since ? clock_ns() - vm->paused_since : 0);
 }
 
 bool vm_running(const struct vm *vm)
