@@ -360,10 +360,11 @@ static void test_tuning(void **state)
     struct config c;
 
     assert_int_equal(parse(&c, error, NULL), 0);
-    assert_false(c.thp || c.set_halt_poll || c.cpu_off);
+    assert_true(c.thp);
+    assert_false(c.set_halt_poll || c.cpu_off);
     config_clear(&c);
-    assert_int_equal(parse(&c, error, "--thp=on", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
-    assert_true(c.thp && c.set_halt_poll);
+    assert_int_equal(parse(&c, error, "--thp=off", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
+    assert_true(!c.thp && c.set_halt_poll);
     assert_int_equal(c.halt_poll_ns, 0);
     assert_int_equal(c.cpu_off, cpuid_feature("pcid") | CPUID_ASYNC_PF);
     assert_int_equal(c.page_limit_share, 50);
