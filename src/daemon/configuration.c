@@ -286,6 +286,70 @@ static int set_check_config(struct config *c, const char *value, char *error)
     return config_set_path(&c->config_file, value, error);
 }
 
+static int set_mmu_page_limit_share(struct config *c, const char *value, char *error)
+{
+    uint64_t v = 0;
+    int r = set_number(value, 1, 50, &v, error);
+
+    if (r == 0)
+        c->page_limit_share = (unsigned int)v;
+    return r;
+}
+
+static int set_thp(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"off", "on", NULL};
+    int v = config_choose(values, value, error);
+
+    if (v < 0)
+        return v;
+    c->thp = v;
+    return 0;
+}
+
+static int set_halt_poll(struct config *c, const char *value, char *error)
+{
+    uint64_t ns = 0;
+    bool set = strcmp(value, "host") != 0;
+    int r = set ? set_number(value, 0, 1000000, &ns, error) : 0;
+
+    if (r < 0)
+        return r;
+    c->set_halt_poll = set;
+    c->halt_poll_ns = (uint32_t)ns;
+    return 0;
+}
+
+static int fail_feature(const char *name, char *error)
+{
+    char list[CONFIG_ERROR_MAX - 64] = "";
+    size_t len = 0;
+
+    for (unsigned int i = 0; cpuid_feature_name(i) && len < sizeof(list); i++)
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", i ? ", " : "", cpuid_feature_name(i));
+    return config_fail(error, "\"%.20s\" is none of %s", name, list);
+}
+
+static int set_cpu_off(struct config *c, const char *value, char *error)
+{
+    cpuid_features off = 0;
+
+    for (const char *at = value; *at;) {
+        size_t len = strcspn(at, ",");
+        char name[32] = "";
+        cpuid_features bit;
+
+        memcpy(name, at, MIN(len, sizeof(name) - 1));
+        bit = cpuid_feature(name);
+        if (!bit)
+            return fail_feature(name, error);
+        off |= bit;
+        at += len + (at[len] == ',');
+    }
+    c->cpu_off = off;
+    return 0;
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -346,6 +410,12 @@ static const struct option_row options[] = {
      set_mmu_page_limit, false},
     {"mmu-floods", "on|off", "let go of page tables that are written all the time (default on)", EVERYWHERE,
      set_mmu_floods, false},
+    {"mmu-page-limit-share", "PERCENT", "auto gives at most so much of the host's memory (default 5)", EVERYWHERE,
+     set_mmu_page_limit_share, false},
+    {"cpu-off", "LIST", "CPU features that are not offered: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off, false},
+    {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000",
+     EVERYWHERE, set_halt_poll, false},
+    {"thp", "on|off", "ask for transparent huge pages behind guest memory (default off)", EVERYWHERE, set_thp, false},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
@@ -367,6 +437,7 @@ void config_init(struct config *c)
         .console = CHARDEV_SOCKET,
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
+        .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
         .log_level = LOG_LEVEL_INFO,
     };
     tracker_default_settings(&c->mmu);

@@ -11,6 +11,7 @@
 #include "device/chardev.h"
 #include "device/virtio/blk.h"
 #include "mmu/dirty.h"
+#include "vcpu/cpuid.h"
 #include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
@@ -51,6 +52,11 @@ struct config {
     unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    unsigned int page_limit_share; /* percent */
+    bool thp;                      /* ask for transparent huge pages */
+    cpuid_features cpu_off;
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
     struct tracker_settings mmu;
     enum config_page_limit page_limit;
     uint64_t page_limit_pages;

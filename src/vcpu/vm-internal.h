@@ -27,6 +27,7 @@ struct vm {
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
+    cpuid_features cpu_off;
     unsigned int cpus;
     struct vcpu *vcpus[VM_MAX_VCPUS];
 

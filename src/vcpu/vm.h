@@ -19,6 +19,7 @@
 #include "mmu/dirty.h"
 #include "mmu/mem.h"
 #include "vcpu/bus.h"
+#include "vcpu/cpuid.h"
 #include "vcpu/irq.h"
 #include "vcpu/vcpu.h"
 
@@ -53,6 +54,10 @@ struct vm_config {
     /* Device registers in memory that the guest reads without an exit; see vm_register_pages. */
     uint64_t register_base;
     unsigned int register_pages; /* may be 0 */
+    cpuid_features cpu_off; /* not offered to the guest */
+    /* How long KVM looks for work before it lets a vCPU that halts sleep: at most so long, not what the module says. */
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
 };
 
 /* Open KVM, check what is needed (one error line names each missing capability), create the VM with irqchip and PIT,

@@ -258,12 +258,53 @@ static void test_command_line_wins(void **state)
     unlink(path);
 }
 
+/* What makes a guest fast: pages, polling, CPU features. */
+static void test_tuning(void **state)
+{
+    static const struct {
+        const char *option, *value, *complaint;
+    } bad[] = {
+        {"--thp", "maybe", "off, on"},
+        {"--halt-poll", "-1", "0 to 1000000"},
+        {"--halt-poll", "1000001", "0 to 1000000"},
+        {"--halt-poll", "long", "0 to 1000000"},
+        {"--cpu-off", "pcid,warp", "warp"},
+        {"--cpu-off", "pcid,,pge", "is none of"},
+        {"--cpu-off", "a-name-that-is-longer-than-any-that-there-is", "is none of"},
+        {"--mmu-page-limit-share", "0", "1 to 50"},
+        {"--mmu-page-limit-share", "51", "1 to 50"},
+    };
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, NULL), 0);
+    assert_false(c.thp || c.set_halt_poll || c.cpu_off);
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--thp=on", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
+    assert_true(c.thp && c.set_halt_poll);
+    assert_int_equal(c.halt_poll_ns, 0);
+    assert_int_equal(c.cpu_off, cpuid_feature("pcid") | CPUID_ASYNC_PF);
+    assert_int_equal(c.page_limit_share, 50);
+    config_clear(&c);
+    /* The last word counts, and "host" takes a number back. */
+    assert_int_equal(parse(&c, error, "--halt-poll=5", "--halt-poll=host", "--cpu-off=pge", "--cpu-off=", NULL), 0);
+    assert_false(c.set_halt_poll || c.cpu_off);
+    config_clear(&c);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(parse(&c, error, bad[i].option, bad[i].value, NULL), -EINVAL);
+        assert_non_null(strstr(error, bad[i].option));
+        assert_non_null(strstr(error, bad[i].complaint));
+        config_clear(&c);
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
-        cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_command_line_wins),
     };
 
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);
