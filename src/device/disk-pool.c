@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "device/disk-internal.h"
 
@@ -83,6 +84,7 @@ static void *work(void *arg)
 {
     struct pool *p = arg;
 
+    thread_enter(THREAD_IO, "disk");
     pthread_mutex_lock(&p->lock);
     for (;;) {
         struct disk_request *req = fifo_take(&p->work);
@@ -104,6 +106,7 @@ static void *work(void *arg)
         pthread_cond_signal(&p->done_cv);
     }
     pthread_mutex_unlock(&p->lock);
+    thread_leave();
     return NULL;
 }
 
@@ -134,7 +137,7 @@ static int start_threads(struct pool *p)
     while (r == 0 && p->started < POOL_THREADS) {
         r = pthread_create(&p->threads[p->started], NULL, work, p);
         if (r == 0)
-            pthread_setname_np(p->threads[p->started++], "disk");
+            p->started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return -r;

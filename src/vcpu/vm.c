@@ -471,6 +471,8 @@ void vm_pause(struct vm *vm)
     bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
+    if (was_running)
+        vm->paused_since = clock_ns();
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
             if (was_running)
@@ -485,11 +487,63 @@ void vm_pause(struct vm *vm)
 
 void vm_resume(struct vm *vm)
 {
+    vm->paused_ns = vm_paused_ns(vm);
+    vm->paused_since = 0;
     pthread_mutex_lock(&vm->lock);
     vm->touched = true;
     atomic_store(&vm->run, true);
     pthread_cond_broadcast(&vm->go_cv);
     pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_may_wait(struct vm *vm, bool on)
+{
+    vm->may_wait = on;
+}
+
+/*
+ * A vCPU inside KVM_RUN may be there for long with good reason: it computes, or waits in HLT. One whose count of entries has
+ * not moved is kicked, which every one that lives answers by coming out and going in again.
+ */
+static bool is_stuck(struct vcpu *vcpu)
+{
+    unsigned int entries = atomic_load(&vcpu->entries);
+
+    if (vcpu->parked || entries != vcpu->seen) {
+        vcpu->seen = entries;
+        vcpu->doubted = false;
+        return false;
+    }
+    if (vcpu->doubted)
+        return true;
+    vcpu->doubted = true;
+    if (entries % 2 == 1)
+        vcpu_kick(vcpu);
+    return false;
+}
+
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where)
+{
+    int stuck = -1;
+
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started || !is_stuck(vcpu))
+            continue;
+        if (vcpu->seen % 2 == 1 && vm->may_wait)
+            continue;
+        *ret_where = vcpu->seen % 2 == 1 ? " inside KVM_RUN" : " at an exit of the guest";
+        stuck = (int)i;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return stuck;
+}
+
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return vm->paused_ns + (vm->paused_since ? clock_ns() - vm->paused_since : 0);
 }
 
 bool vm_running(const struct vm *vm)

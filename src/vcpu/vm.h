@@ -72,6 +72,21 @@ int vm_start(struct vm *vm);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
+/* How long the vCPUs have been paused since they first ran, in nanoseconds; 0 before that. */
+uint64_t vm_paused_ns(const struct vm *vm);
+
+/*
+ * The index of a vCPU that is stuck, or -1; *ret_where is then static text (" inside KVM_RUN"). To be called in equal intervals: a vCPU is
+ * stuck when it neither was parked nor moved between two calls, and not after a kick between the next two. A paused guest,
+ * a halted one and one that computes are alive. Main thread.
+ */
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where);
+
+/*
+ * Say that a vCPU may stay inside KVM_RUN for as long as a page takes to come (post-copy): until Linux 6.2 a kick does not
+ * reach it there. Off at first. Main thread.
+ */
+void vm_may_wait(struct vm *vm, bool on);
 
 struct bus *vm_bus(struct vm *vm);
 struct mem *vm_mem(struct vm *vm);

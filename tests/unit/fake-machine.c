@@ -169,6 +169,11 @@ int vm_fd(const struct vm *vm)
     return 100;
 }
 
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return UINT64_C(1500000000);
+}
+
 struct vcpu *vm_vcpu(struct vm *vm, unsigned int index)
 {
     assert(index < vm->cpus);

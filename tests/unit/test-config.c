@@ -143,6 +143,30 @@ static void test_no_kernel(void **state)
     config_clear(&c);
 }
 
+/* What --print-config prints is a file that says the same. */
+static void test_print(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c, again;
+    const char *text;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--name", "007", "--kernel", "/a b", "--cpus", "4", "--memory=2G",
+                           "--paused", "--sandbox=errno", "--print-config", NULL),
+                     0);
+    assert_int_equal(c.action, CONFIG_PRINT_CONFIG);
+    text = json_object_to_json_string(c.given);
+    config_init(&again);
+    assert_int_equal(config_parse_json(&again, "again.json", text, strlen(text), error), 0);
+    assert_string_equal(again.name, "007");
+    assert_string_equal(again.kernel, "/a b");
+    assert_int_equal(again.cpus, 4);
+    assert_int_equal(again.memory, 2 * GiB);
+    assert_true(again.paused);
+    assert_int_equal(again.sandbox, SANDBOX_ERRNO);
+    config_clear(&again);
+    config_clear(&c);
+}
+
 static int parse_text(struct config *c, const char *text, char *error)
 {
     config_init(c);
@@ -156,7 +180,7 @@ static void test_json(void **state)
 
     assert_int_equal(parse_text(&c,
                                 "{ /* a comment */\n \"kernel\": \"/k\", \"memory\": \"1G\", // another\n \"cpus\": 4,\n"
-                                " \"paused\": true, \"prealloc\": false, \"console\": \"pty\" }\n",
+                                " \"paused\": true, \"prealloc\": false, \"console\": \"pty\" } // end\n/* of it */\n",
                                 error),
                      0);
     assert_string_equal(c.kernel, "/k");
@@ -221,6 +245,11 @@ static void test_refused_json(void **state)
         {"{\"kernel\": \"a\\u0000b\"}", "NUL"},
         {"{\"disk\": [\"/a\", 1.5]}", "wants a string or a number"},
         {"{\"disk\": [\"/a,oops\"]}", "disk: \"oops\" is none of"},
+        {"{\"cpus\": 1,\n \"cpus\": 2}", "vm.json:2: cpus: stands there twice"},
+        {"{\"cmdline\": \"cpus\",\n/* \"cpus\": */\n \"cpus\": 0}", "vm.json:3: cpus: "},
+        {"{\"cmdline\": \"\\\"cpus\\\":\", // \"cpus\": 1\n 'cpus' : 0}", "vm.json:2: cpus: "},
+        {"{\"sandbox\": \"on\"}", "enforce, errno, log, off"},
+        {"{\"user\": \"a:b\"}", "is no user name"},
         {"{\"cpus\": null}", "wants a string or a number"},
         {"{\"kernel\": {\"a\": {\"b\": {\"c\": {\"d\": {\"e\": {\"f\": {\"g\": {\"h\": 1}}}}}}}}}", "nesting"},
     };
@@ -304,7 +333,7 @@ int main(void)
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
         cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
-        cmocka_unit_test(test_command_line_wins),
+        cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);
