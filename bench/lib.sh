@@ -50,6 +50,8 @@ need_kvm() {
 start_process() {
     local log=$1
     shift
+    # Emptied before the process is there: who waits for a line must not find the last one's.
+    : >"$log"
     "$@" >"$log" 2>"$log.err" </dev/null &
     pid=$!
     started+=("$pid")

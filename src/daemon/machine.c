@@ -8,12 +8,14 @@
 #include "daemon/machine.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
+#include "daemon/machine-devices.h"
 #include "device/devices.h"
 
 enum request {
@@ -22,17 +24,12 @@ enum request {
     REQUEST_CRASH = 1 << 2,
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
-    REQUEST_PAGE_LIMIT = 1 << 5, /* KVM's page limit was changed: not the guest's wish, and kept over a reset */
+    REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
 };
 
-enum device_index {
-    DEV_SERIAL,
-    DEV_I8042,
-    DEV_RTC,
-    DEV_ACPI_PM,
-    DEV_TEST,
-    DEV_COUNT,
-};
+/* Errors that wait to be told; of more at a time only the count is known. */
+#define MAX_IO_ERRORS 16
 
 struct machine {
     const struct config *config;
@@ -44,7 +41,8 @@ struct machine {
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
-    struct device *devices[DEV_COUNT]; /* NULL where not wanted */
+    struct machine_devices *devices;
+    struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
     enum run_state state;
     bool ended;
     struct host_info host;
@@ -54,51 +52,10 @@ struct machine {
     struct event *request_event;
     atomic_uint requests;
     atomic_int exit_status;
-};
-
-/* -- devices: the one table -- */
-
-struct device_row {
-    bool (*wanted)(const struct config *c); /* NULL: always */
-    int (*create)(struct machine *m, const struct device_env *env, struct device **ret);
-};
-
-static int create_serial(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return serial_create(env, m->console, ret);
-}
-
-static int create_i8042(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return i8042_create(env, ret);
-}
-
-static int create_rtc(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return rtc_create(env, ret);
-}
-
-static int create_acpi_pm(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return acpi_pm_create(env, ret);
-}
-
-static int create_testdev(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return testdev_create(env, ret);
-}
-
-static bool test_device_wanted(const struct config *c)
-{
-    return c->test_device;
-}
-
-static const struct device_row device_table[DEV_COUNT] = {
-    [DEV_SERIAL] = {NULL, create_serial},
-    [DEV_I8042] = {NULL, create_i8042},
-    [DEV_RTC] = {NULL, create_rtc},
-    [DEV_ACPI_PM] = {NULL, create_acpi_pm},
-    [DEV_TEST] = {test_device_wanted, create_testdev},
+    pthread_mutex_t io_error_lock; /* protects what follows */
+    struct device_io_error io_errors[MAX_IO_ERRORS];
+    unsigned int io_error_count;
+    bool io_stop; /* one of them, told or not, wants the machine to stop */
 };
 
 static int create_devices(struct machine *m)
@@ -109,33 +66,30 @@ static int create_devices(struct machine *m)
         .irq = vm_irq_sink(m->vm),
         .events = m->events,
         .host = &m->device_host,
+        .vm = m->vm,
     };
 
-    for (int i = 0; i < DEV_COUNT; i++) {
-        int r;
-
-        if (device_table[i].wanted && !device_table[i].wanted(m->config))
-            continue;
-        r = device_table[i].create(m, &env, &m->devices[i]);
-        if (r < 0) {
-            log_err_errno(r, "device %d: cannot create", i);
-            return r;
-        }
-    }
-    return 0;
+    return machine_devices_new(m->config, &env, m->console, &m->devices);
 }
 
-static void reset_devices(struct machine *m)
+/* After it nothing changes guest memory but what the main thread does itself. */
+static void stop_guest(struct machine *m)
 {
-    for (int i = 0; i < DEV_COUNT; i++)
-        if (m->devices[i])
-            device_reset(m->devices[i]);
+    if (!m->vm)
+        return;
+    vm_pause(m->vm);
+    if (m->devices)
+        machine_devices_quiesce(m->devices);
+    /* Last: a vCPU, or a device, may wait for it. */
+    if (m->mmu)
+        machine_mmu_paused(m->mmu);
 }
 
-static void destroy_devices(struct machine *m)
+static void run_guest(struct machine *m)
 {
-    for (int i = DEV_COUNT - 1; i >= 0; i--)
-        device_destroy(m->devices[i]);
+    machine_mmu_resuming(m->mmu);
+    machine_devices_resume(m->devices);
+    vm_resume(m->vm);
 }
 
 /* -- requests from vCPU threads and devices -- */
@@ -183,6 +137,18 @@ static void on_device_exit(void *opaque, int status)
     post(m, REQUEST_EXIT);
 }
 
+static void on_device_io_error(void *opaque, const struct device_io_error *error)
+{
+    struct machine *m = opaque;
+
+    pthread_mutex_lock(&m->io_error_lock);
+    if (m->io_error_count < MAX_IO_ERRORS)
+        m->io_errors[m->io_error_count++] = *error;
+    m->io_stop |= error->stop;
+    pthread_mutex_unlock(&m->io_error_lock);
+    post(m, REQUEST_IO_ERROR);
+}
+
 static void emit(struct machine *m, const char *name, json_t *data)
 {
     m->observer.on_event(m->observer.opaque, name, data);
@@ -210,18 +176,6 @@ static void emit_page_limits(struct machine *m)
 }
 
 /* The guest stands still, and goes on. */
-static void pause_guest(struct machine *m)
-{
-    vm_pause(m->vm);
-    machine_mmu_paused(m->mmu);
-}
-
-static void resume_guest(struct machine *m)
-{
-    machine_mmu_resuming(m->mmu);
-    vm_resume(m->vm);
-}
-
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -243,7 +197,7 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    pause_guest(m);
+    stop_guest(m);
     m->state = state;
     if (was_running)
         emit(m, "STOP", NULL);
@@ -263,10 +217,60 @@ static void guest_crashed(struct machine *m)
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    pause_guest(m);
+    stop_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
     end(m, 0);
+}
+
+static void emit_io_error(struct machine *m, const struct device_io_error *error)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_str(data, "device", error->device);
+    json_add_str(data, "node-name", error->device);
+    json_add_str(data, "operation", error->operation);
+    json_add_str(data, "action", error->stop ? "stop" : "report");
+    json_add_bool(data, "nospace", error->no_space);
+    json_add_str(data, "reason", strerror(error->error));
+    emit(m, "BLOCK_IO_ERROR", data);
+}
+
+static void disks_failed(struct machine *m)
+{
+    struct device_io_error errors[MAX_IO_ERRORS];
+    unsigned int n;
+    bool stop;
+
+    pthread_mutex_lock(&m->io_error_lock);
+    stop = m->io_stop;
+    pthread_mutex_unlock(&m->io_error_lock);
+    /* First: what is under way may fail, too, and wait for the same cont. */
+    if (m->state == RUN_STATE_RUNNING && stop)
+        stop_guest(m);
+    pthread_mutex_lock(&m->io_error_lock);
+    n = m->io_error_count;
+    stop = m->io_stop;
+    memcpy(errors, m->io_errors, n * sizeof(errors[0]));
+    m->io_error_count = 0;
+    m->io_stop = false;
+    pthread_mutex_unlock(&m->io_error_lock);
+    for (unsigned int i = 0; i < n; i++)
+        emit_io_error(m, &errors[i]);
+    if (!stop || m->state != RUN_STATE_RUNNING)
+        return;
+    log_err("the host's disk is full: state is io-error, cont tries again");
+    halt(m, RUN_STATE_IO_ERROR);
+}
+
+static void forget_requests(struct machine *m)
+{
+    /* The page limit is no wish of the guest, and is kept over a reset. */
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
+    pthread_mutex_lock(&m->io_error_lock);
+    m->io_error_count = 0;
+    m->io_stop = false;
+    pthread_mutex_unlock(&m->io_error_lock);
 }
 
 static int reset(struct machine *m, bool guest, const char *reason);
@@ -280,10 +284,13 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
+    /* Beside the others: they end nothing. */
+    if (requests & REQUEST_IO_ERROR)
+        disks_failed(m);
     if (requests & REQUEST_PAGE_LIMIT)
         emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
-        pause_guest(m);
+        stop_guest(m);
         end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
@@ -329,11 +336,13 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .acpi = {.cpus = m->config->cpus},
+        .acpi = {.cpus = m->config->cpus, .mmio_devices = m->mmio},
     };
     char error[BOOT_ERROR_MAX];
-    int r = boot_open(&config, error, &m->image);
+    int r;
 
+    config.acpi.mmio_device_count = machine_devices_describe(m->config, m->mmio);
+    r = boot_open(&config, error, &m->image);
     if (r < 0)
         log_err("%s", error);
     return r;
@@ -346,7 +355,7 @@ static int load(struct machine *m, bool memory_used)
     struct vcpu_entry entry;
     int r;
 
-    reset_devices(m);
+    machine_devices_reset(m->devices);
     r = memory_used ? mem_discard(m->mem) : 0;
     if (r < 0) {
         log_err_errno(r, "guest memory: cannot be cleared");
@@ -390,6 +399,8 @@ static int create_vm(struct machine *m)
         .cpus = m->config->cpus,
         .dirty_backend = m->config->dirty_log,
         .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
+        .register_base = VIRTIO_MMIO_BASE,
+        .register_pages = machine_devices_describe(m->config, m->mmio),
         .cpu_off = m->config->cpu_off,
         .set_halt_poll = m->config->set_halt_poll,
         .halt_poll_ns = m->config->halt_poll_ns,
@@ -430,10 +441,12 @@ int machine_new(const struct config *config, struct event_base *events, const st
     m->observer = *observer;
     m->request_fd = -1;
     m->state = RUN_STATE_PRELAUNCH;
+    pthread_mutex_init(&m->io_error_lock, NULL);
     m->device_host = (struct device_host){
         .request_reset = on_device_reset,
         .request_poweroff = on_device_poweroff,
         .request_exit = on_device_exit,
+        .io_error = on_device_io_error,
         .opaque = m,
     };
     r = create_request_event(m);
@@ -459,12 +472,11 @@ void machine_free(struct machine *m)
 {
     if (!m)
         return;
-    if (m->vm)
-        vm_pause(m->vm);
+    stop_guest(m);
     /* While the serial port is there: it may hold bytes that the console had no room for. */
     if (m->console)
         chardev_drain(m->console, 1000);
-    destroy_devices(m);
+    machine_devices_free(m->devices);
     chardev_free(m->console);
     machine_mmu_stop(m->mmu);
     vm_free(m->vm);
@@ -475,6 +487,7 @@ void machine_free(struct machine *m)
     if (m->request_event)
         event_free(m->request_event);
     fd_close(m->request_fd);
+    pthread_mutex_destroy(&m->io_error_lock);
     free(m);
 }
 
@@ -494,7 +507,7 @@ int machine_start(struct machine *m)
     chardev_set_on_quit(m->console, on_console_quit, m);
     if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        resume_guest(m);
+        run_guest(m);
     }
     return 0;
 }
@@ -540,7 +553,7 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
         emit(m, "RESUME", NULL);
-        resume_guest(m);
+        run_guest(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
@@ -560,16 +573,16 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    pause_guest(m);
+    stop_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
-    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
+    forget_requests(m);
     machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        resume_guest(m);
+        run_guest(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -586,7 +599,7 @@ int machine_reset(struct machine *m)
 
 int machine_powerdown(struct machine *m)
 {
-    int r = acpi_pm_power_button(m->devices[DEV_ACPI_PM]);
+    int r = acpi_pm_power_button(machine_devices_find(m->devices, DEVICE_ACPI_PM, 0));
 
     if (r == 0)
         emit(m, "POWERDOWN", NULL);
@@ -597,7 +610,7 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    pause_guest(m);
+    stop_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(false, reason));
     end(m, 0);
@@ -635,6 +648,11 @@ const struct host_info *machine_host(struct machine *m)
         host_examine(vm_kvm_fd(m->vm), &m->host);
     m->host_examined = true;
     return &m->host;
+}
+
+struct device *machine_disk(struct machine *m, unsigned int index)
+{
+    return machine_devices_find(m->devices, DEVICE_DISK, index);
 }
 
 struct event_base *machine_events(struct machine *m)

@@ -35,7 +35,8 @@ enum run_state {
 
 /* What the machine tells the daemon. Main thread. */
 struct machine_observer {
-    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, ... */
+    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN,
+     * GUEST_PANICKED, BLOCK_IO_ERROR. */
     void (*on_event)(void *opaque, const char *name, json_t *data);
     /* The machine is over; umbrad ends with this exit status. */
     void (*on_end)(void *opaque, int exit_status);
@@ -73,6 +74,8 @@ struct vm *machine_vm(struct machine *m);
 struct machine_mmu *machine_mmu(struct machine *m);
 /* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
+/* The index-th disk (a vblk), or NULL. */
+struct device *machine_disk(struct machine *m, unsigned int index);
 struct event_base *machine_events(struct machine *m);
 
 #endif

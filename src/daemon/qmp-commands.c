@@ -107,6 +107,7 @@ const struct qmp_command qmp_commands[] = {
     {"mmu-set", 0, mmu_set_args, "Change how guest page tables are tracked.", qmp_mmu_set},
     {"mmu-verify", 0, NULL, "Compare the bookkeeping of a paused guest with its page tables.", qmp_mmu_verify},
     {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
+    {"query-block", QMP_READONLY, NULL, "List the disks and their images.", qmp_query_block},
     {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
     {"query-cpus-fast", QMP_READONLY, NULL, "List the vCPUs and their threads.", qmp_query_cpus_fast},
     {"query-dirty-log", QMP_READONLY, NULL, "Tell the state of the dirty log and of its consumers.",

@@ -11,6 +11,7 @@
 
 #include <event2/event.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/state.h"
@@ -18,12 +19,23 @@
 #include "vcpu/bus.h"
 #include "vcpu/irq.h"
 
+/* A request of the guest's that the host could not carry out. Strings live as long as the device. */
+struct device_io_error {
+    const char *device;    /* "disk0" */
+    const char *operation; /* "read" or "write" */
+    int error;             /* errno */
+    bool no_space;
+    bool stop; /* the request is held back until the device is resumed: the machine is to stop */
+};
+
 /* What a device asks of the machine; given from above. Any thread, never blocks, may be called under a device lock. */
 struct device_host {
     void (*request_reset)(void *opaque);
     void (*request_poweroff)(void *opaque);
     /* The test device: end with this exit status. */
     void (*request_exit)(void *opaque, int status);
+    /* NULL: nobody wants to know. */
+    void (*io_error)(void *opaque, const struct device_io_error *error);
     void *opaque;
 };
 
@@ -34,6 +46,10 @@ struct device_clock {
     void *opaque;
 };
 
+struct device;
+struct io_thread;
+struct vm;
+
 /* Where a device is put together. A device copies it; what it points to must outlive the device. */
 struct device_env {
     struct mem *mem;
@@ -42,9 +58,9 @@ struct device_env {
     struct event_base *events; /* main loop; NULL in tests without one: no interrupts of timers then */
     const struct device_host *host;
     const struct device_clock *clock; /* NULL: the host's clocks; with one of a test, timers never fire */
+    struct io_thread *io; /* NULL in tests without one: what it would do is done at once, by the caller */
+    struct vm *vm;        /* for ioeventfd, irqfd and register pages; NULL in tests: bus and irq serve then */
 };
-
-struct device;
 
 struct device_ops {
     const char *name; /* also its section name in a machine state */
@@ -56,6 +72,15 @@ struct device_ops {
      */
     void (*save)(struct device *dev, struct state_writer *w);
     int (*restore)(struct device *dev, struct state_reader *r, const struct state_section *s);
+    /*
+     * Quiesce: after it no thread does anything for the device, and nothing of it touches guest memory, until resume.
+     * Requests that were under way have ended, or are held back and part of the state. NULL for a device that acts only
+     * in bus callbacks and on the main thread.
+     */
+    void (*quiesce)(struct device *dev);
+    void (*resume)(struct device *dev);
+    /* The only one that is called without the lock: other threads let go of the device. NULL: there are none. */
+    void (*detach)(struct device *dev);
     /* Take the device off the bus and free it. */
     void (*destroy)(struct device *dev);
 };
@@ -68,6 +93,10 @@ struct device {
 };
 
 void device_init(struct device *dev, const struct device_ops *ops, uint32_t instance);
+
+/* Both idempotent; a device begins quiet. With the vCPUs parked. */
+void device_quiesce(struct device *dev);
+void device_resume(struct device *dev);
 
 /* Power-on state, its interrupt line low. */
 void device_reset(struct device *dev);

@@ -35,6 +35,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "mmu/pageset.h"
 
@@ -276,23 +277,33 @@ static int serve(struct precise *p)
     return 0;
 }
 
-static void *precise_thread(void *arg)
+static void serve_all(struct precise *p)
 {
-    struct precise *p = arg;
     struct pollfd fds[] = {{.fd = p->fd, .events = POLLIN}, {.fd = p->quit, .events = POLLIN}};
 
     for (;;) {
-        int r = poll(fds, ARRAY_SIZE(fds), -1) < 0 && errno != EINTR ? -errno : 0;
+        int r;
 
+        thread_idle();
+        r = poll(fds, ARRAY_SIZE(fds), -1) < 0 && errno != EINTR ? -errno : 0;
+        thread_busy();
         if (fds[1].revents || __atomic_load_n(&p->error, __ATOMIC_RELAXED))
-            return NULL;
+            return;
         if (r == 0 && fds[0].revents)
             r = serve(p);
         if (r < 0) {
             fail_open(p, r);
-            return NULL;
+            return;
         }
     }
+}
+
+static void *precise_thread(void *arg)
+{
+    thread_enter(THREAD_UFFD, "precise");
+    serve_all(arg);
+    thread_leave();
+    return NULL;
 }
 
 /* Without signals: those are for the main thread and for vCPUs. */
@@ -310,8 +321,6 @@ static int start_thread(struct precise *p)
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     p->started = r == 0;
-    if (p->started)
-        pthread_setname_np(p->thread, "precise");
     return r;
 }
 

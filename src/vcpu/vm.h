@@ -51,6 +51,9 @@ struct vm_config {
     unsigned int cpus;
     enum dirty_backend dirty_backend;
     struct vm_callbacks callbacks;
+    /* Device registers in memory that the guest reads without an exit; see vm_register_pages. */
+    uint64_t register_base;
+    unsigned int register_pages; /* may be 0 */
     cpuid_features cpu_off; /* not offered to the guest */
     /* How long KVM looks for work before it lets a vCPU that halts sleep: at most so long, not what the module says. */
     bool set_halt_poll;
@@ -69,6 +72,21 @@ int vm_start(struct vm *vm);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
+/* How long the vCPUs have been paused since they first ran, in nanoseconds; 0 before that. */
+uint64_t vm_paused_ns(const struct vm *vm);
+
+/*
+ * The index of a vCPU that is stuck, or -1; *ret_where is then static text (" inside KVM_RUN"). To be called in equal intervals: a vCPU is
+ * stuck when it neither was parked nor moved between two calls, and not after a kick between the next two. A paused guest,
+ * a halted one and one that computes are alive. Main thread.
+ */
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where);
+
+/*
+ * Say that a vCPU may stay inside KVM_RUN for as long as a page takes to come (post-copy): until Linux 6.2 a kick does not
+ * reach it there. Off at first. Main thread.
+ */
+void vm_may_wait(struct vm *vm, bool on);
 
 struct bus *vm_bus(struct vm *vm);
 struct mem *vm_mem(struct vm *vm);
@@ -84,6 +102,13 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
  * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. VM paused.
  */
 void vm_set_dirty_buffered(struct vm *vm, bool on);
+
+/*
+ * Pages at register_base that the guest sees as they stand here: it reads them without leaving the guest, and its writes
+ * come to the bus as they do elsewhere. NULL where there are none or KVM has no read-only memory: then reads come to the
+ * bus, too. Zero at first.
+ */
+uint8_t *vm_register_pages(const struct vm *vm);
 
 /*
  * The vCPUs' paging registers. KVM gives a running vCPU's to its own thread only, so it is asked to note them: by

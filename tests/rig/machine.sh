@@ -7,9 +7,11 @@
 
 # How long the runner may take to bring results home after it was told to stop.
 STOP_GRACE=20
+# How long the machine may take from its start to its first script, or from one script to the next.
+BETWEEN_SCRIPTS=180
 
 machine_init() {
-    qemu_pid='' tail_pid='' outcome='' running=''
+    qemu_pid='' tail_pid='' outcome='' running='' running_index=''
     mkfifo "$work/commands" "$work/control"
     # Held open for reading and writing, so that no open of the other side waits.
     exec 7<>"$work/commands"
@@ -46,15 +48,17 @@ qemu_command() {
         append="$append nokaslr norandmaps"
     fi
     qemu+=(-kernel "$kernel" -initrd "$work/initrd" -append "$append" -serial "file:$work/console"
-        -device virtio-serial-pci
+        -monitor "unix:$work/monitor,server=on,wait=off" -device virtio-serial-pci
         -chardev "stdio,id=control,signal=off" -device "virtserialport,chardev=control,name=rig.ctl"
         -chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out")
 }
 
 # machine_run MODE: run the scripts that are left on a machine with TCG's thread=MODE. Sets $outcome: done, timeout,
-# assertion, or broken with the reason in $reason; and $running, the script that was running if any.
+# assertion, hung, or broken with the reason in $reason; and $running, the script that was running if any ($running_index in
+# the list).
 machine_run() {
-    outcome='' reason='' running=''
+    outcome='' reason='' running='' running_index='' skipping=''
+    step_deadline=$((SECONDS + BETWEEN_SCRIPTS))
     qemu_command "$1"
     : >"$work/console"
     : >"$work/output"
@@ -86,6 +90,8 @@ end_qemu() {
     [ -z "$outcome" ] || return 0
     if grep -q 'tcg_handle_interrupt: assertion failed' "$work/qemu-errors"; then
         outcome=assertion
+    elif [ -n "$running" ]; then
+        outcome=hung
     else
         outcome=broken
         reason="QEMU ended with status $status before the scripts did: $(grep -v '^$' "$work/qemu-errors" | tail -n 1)"
@@ -102,6 +108,11 @@ follow() {
             stop_scripts
             continue
         fi
+        if [ -z "$outcome" ] && [ "$step_deadline" -le "$SECONDS" ]; then
+            skip_script || return 0
+            continue
+        fi
+        [ -n "$outcome" ] || [ $((step_deadline - SECONDS)) -ge "$left" ] || left=$((step_deadline - SECONDS))
         IFS= read -r -t "$left" line <&6
         status=$?
         if [ "$status" -eq 0 ]; then
@@ -120,20 +131,36 @@ stop_scripts() {
     echo stop >&7
 }
 
+# The running script has had its time: have it killed. Fails, with $outcome hung, where the machine does not even do that.
+skip_script() {
+    if [ -z "$running" ] || [ -n "$skipping" ]; then
+        outcome=hung
+        show_cpus
+        return 1
+    fi
+    note "$running: the limit of $script_timeout s is up"
+    skipping=yes
+    step_deadline=$((SECONDS + STOP_GRACE))
+    echo skip >&7
+}
+
 handle() {
     local word first second third
     read -r word first second third <<<"$1"
     case $word in
     ready) running='' ;;
     begin)
-        running=${script_names[first]}
+        running=${script_names[first]} running_index=$first
         output_start=$(output_size)
+        step_deadline=$((SECONDS + script_timeout))
         ;;
     files) receive_files "$second" ;;
     end)
         save_output
-        running=''
-        script_status[first]=$second
+        script_status[first]=${skipping:+124}
+        script_status[first]=${script_status[first]:-$second}
+        running='' running_index='' skipping=''
+        step_deadline=$((SECONDS + BETWEEN_SCRIPTS))
         script_seconds[first]=$third
         ;;
     done) [ "$outcome" = timeout ] || outcome="done" ;;
@@ -154,10 +181,58 @@ receive_files() {
     fi
 }
 
+# Run all scripts: as often as it takes where the machine, and not what runs on it, fails.
+machine_run_all() { # MODE
+    local mode=$1 hung=''
+    while :; do
+        machine_run "$mode"
+        case $outcome in
+        assertion)
+            [ "$mode" = multi ] || return
+            mode=single
+            note "QEMU ended itself with its tcg_handle_interrupt assertion (a bug of QEMU 7.2, not of what it ran);" \
+                "once more with thread=single, from ${running:-the start}"
+            ;;
+        hung)
+            note "the machine crashed, or does not answer any more${running:+, while $running ran}"
+            show_console
+            if [ "$hung" = "${running_index:-start}" ] && [ -z "$running" ]; then
+                outcome=broken reason="the machine does not get to a script"
+                return
+            elif [ "$hung" = "$running_index" ]; then
+                # Twice at one place is the script's doing, somehow.
+                script_status[running_index]=124
+                note "twice: $running counts as failed"
+            fi
+            hung=${running_index:-start}
+            note "once more, with what is left"
+            ;;
+        *) return ;;
+        esac
+        list_scripts_left >"$work/left"
+        if [ ! -s "$work/left" ]; then
+            outcome=done
+            return
+        fi
+        repack_scripts "$work/left"
+    done
+}
+
 # Put a new list of scripts behind the parts: the last of two files of a name counts.
 repack_scripts() {
     install -D -m 644 "$1" "$work/again/umbra/rig/scripts"
     pack "$work/again" "$work/again.cpio" -R 0:0 && cat "$work/again.cpio" >>"$work/initrd"
+}
+
+# Where the machine's CPUs are, asked twice: in a loop, waiting, or stopped.
+show_cpus() {
+    local n
+    for n in 1 2; do
+        # The monitor answers while its input is open.
+        { echo "info cpus" && echo "info registers -a" && sleep 1; } | socat -t 1 - "UNIX-CONNECT:$work/monitor" 2>/dev/null |
+            grep -aoE '^\* CPU.*|^  CPU.*|CPU#[0-9]+|RIP=[0-9a-f]+ RFL=[0-9a-f]+ [^ ]+|CPL=[0-9]|HLT=[0-9]|CR3=[0-9a-f]+' | tr '\n' ' ' >&2
+        echo >&2
+    done
 }
 
 show_console() {

@@ -85,6 +85,25 @@ is "$status" 124 "the time limit ends the run"
 is "$(cat "$tap_dir/results-hang/kept" "$tap_dir/results-hang/hang.out")" $'kept\nbegun' "what was written until then comes back"
 is "$(cut -f 1,3 "$tap_dir/results-hang/scripts.tsv")" $'137\thang\nnone\tfour' "the script that was running is named"
 
+rig --results "$tap_dir/results-skip" --script-timeout 5 "$tap_dir/hang" "$tap_dir/four"
+is "$status" 124 "a script's own time limit"
+is "$(cut -f 1,3 "$tap_dir/results-skip/scripts.tsv")" $'124\thang\n4\tfour' "the next one runs all the same"
+
+# The machine itself stops: as a kernel that hangs would look from outside.
+script stopped <<'E2'
+echo 0 >/proc/sys/kernel/panic
+echo c >/proc/sysrq-trigger
+E2
+script crashed <<'E2'
+echo c >/proc/sysrq-trigger
+E2
+rig --results "$tap_dir/results-crashed" "$tap_dir/crashed" "$tap_dir/four"
+is "$(cut -f 1,3 "$tap_dir/results-crashed/scripts.tsv")" $'124\tcrashed\n4\tfour' "a script that brings the machine down twice"
+rig --results "$tap_dir/results-hung" --script-timeout 5 "$tap_dir/stopped" "$tap_dir/four"
+is "$status" 124 "a machine that hangs twice at a script"
+is "$(cut -f 1,3 "$tap_dir/results-hung/scripts.tsv")" $'124\tstopped\n4\tfour' "costs that script only"
+like "$errors" "once more, with what is left" "and is said"
+
 # Two at once on an empty cache (but for the kernel, which need not be fetched again).
 own_cache=${UMBRA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/umbra}
 mkdir "$tap_dir/cache"
