@@ -53,6 +53,10 @@ static void row_connect(const struct ctl *ctl, struct vm_row *row)
         set_state(row, &f);
         return;
     }
+    if (vms_waiting(ctl->runtime_dir, row->name)) {
+        strcpy(row->state, "off");
+        return;
+    }
     if (client_connect(path, &row->client, &f) < 0) {
         set_state(row, &f);
         return;

@@ -43,6 +43,7 @@ struct ctl;
 
 enum ctl_flags {
     CTL_VM = 1 << 0, /* the first argument is a VM, which may be left out where there is only one */
+    CTL_FOREIGN = 1 << 1, /* what follows the first argument is another program's, options too */
 };
 
 struct ctl_command {
@@ -140,6 +141,10 @@ void ctl_print_json(const json_t *value);
 int ctl_cmd_help(struct ctl *ctl);
 
 int ctl_cmd_list(struct ctl *ctl);
+
+int ctl_cmd_create(struct ctl *ctl);
+int ctl_cmd_edit(struct ctl *ctl);
+int ctl_cmd_remove(struct ctl *ctl);
 
 int ctl_cmd_status(struct ctl *ctl);
 

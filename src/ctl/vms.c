@@ -24,6 +24,31 @@ bool vms_listening(const char *runtime_dir, const char *name)
     return client_connect(path, &c, &f) == 0 || f.kind != FAILURE_NO_VM;
 }
 
+bool vms_is_umbrad(pid_t pid)
+{
+    _cleanup_free_ char *comm = NULL;
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    return fd_read_file(path, 64, &comm, NULL) == 0 && strcmp(comm, "umbrad\n") == 0;
+}
+
+bool vms_running(const char *runtime_dir, const char *name)
+{
+    pid_t pid;
+
+    return vms_pid_file(runtime_dir, name, &pid) == 0 && vms_is_umbrad(pid);
+}
+
+bool vms_waiting(const char *runtime_dir, const char *name)
+{
+    char path[PATH_MAX];
+    pid_t pid;
+
+    return vms_pid_file(runtime_dir, name, &pid) == -ENOENT &&
+           paths_vm_file(runtime_dir, name, "control.sock", path, sizeof(path)) == 0 && access(path, F_OK) == 0;
+}
+
 const char *vms_join(const struct vm_names *v, char *buf, size_t len)
 {
     size_t o = 0;
@@ -55,7 +80,7 @@ static void keep_listening(const char *runtime_dir, struct vm_names *v)
     size_t kept = 0;
 
     for (size_t i = 0; i < v->count; i++) {
-        if (vms_listening(runtime_dir, v->names[i]))
+        if (!vms_waiting(runtime_dir, v->names[i]) && vms_listening(runtime_dir, v->names[i]))
             v->names[kept++] = v->names[i];
         else
             free(v->names[i]);

@@ -13,12 +13,14 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/systemd.h"
+#include "base/thread.h"
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/machine.h"
 #include "daemon/metrics.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
+#include "daemon/service.h"
 #include "vcpu/host.h"
 
 #define EXIT_HOST 1
@@ -35,6 +37,7 @@ struct daemon {
     struct event *signals[ARRAY_SIZE(end_signals)];
     struct machine *machine;
     struct qmp_server *qmp;
+    struct service *service;
     struct metrics *metrics;
     int status;
 };
@@ -43,6 +46,7 @@ static void on_machine_event(void *opaque, const char *name, json_t *data)
 {
     struct daemon *d = opaque;
 
+    service_event(d->service, name, data);
     if (d->qmp)
         qmp_server_event(d->qmp, name, data);
     else
@@ -139,16 +143,19 @@ static int start(struct daemon *d)
         r = serve_metrics(d);
     if (r == 0)
         r = machine_start(d->machine);
+    if (r == 0)
+        r = service_new(d->events, d->machine, &d->service);
     return r;
 }
 
 static void finish(struct daemon *d)
 {
-    systemd_notify("STOPPING=1");
+    service_stopping();
     if (d->qmp)
         qmp_server_flush(d->qmp, FLUSH_MS);
     metrics_free(d->metrics);
     qmp_server_free(d->qmp);
+    service_free(d->service);
     machine_free(d->machine);
     for (size_t i = 0; i < ARRAY_SIZE(end_signals); i++)
         if (d->signals[i])
@@ -162,12 +169,10 @@ static int run(struct daemon *d)
 {
     int r = start(d);
 
-    if (r < 0) {
+    if (r < 0)
         d->status = EXIT_HOST;
-    } else {
-        systemd_notify("READY=1");
+    else
         event_base_loop(d->events, EVLOOP_NO_EXIT_ON_EMPTY);
-    }
     finish(d);
     return d->status;
 }
@@ -179,6 +184,9 @@ static int act(struct daemon *d)
         return run(d);
     case CONFIG_CHECK_CONFIG:
         printf("%s: ok\n", d->config.config_file);
+        return 0;
+    case CONFIG_PRINT_CONFIG:
+        config_print(&d->config);
         return 0;
     case CONFIG_CHECK_HOST:
         return host_report(d->config.kvm_path) < 0 ? EXIT_HOST : 0;
@@ -212,9 +220,11 @@ int main(int argc, char **argv)
     /* No arena for each thread that allocates: the threads hardly do, and each costs a few system calls and some memory. */
     mallopt(M_ARENA_MAX, 1);
     fill_standard_fds();
+    systemd_init();
+    thread_enter(THREAD_MAIN, "main");
     config_init(&d.config);
     r = config_parse_args(&d.config, argc, argv, error);
-    if (r == 0 && d.config.action <= CONFIG_CHECK_CONFIG)
+    if (r == 0 && d.config.action <= CONFIG_PRINT_CONFIG)
         r = config_check(&d.config, error);
     if (r < 0) {
         /* A bad option is a usage error; a file that cannot be read or a lack of memory is the host's. */

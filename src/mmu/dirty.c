@@ -425,7 +425,8 @@ static int early_locked(struct dirty_log *log, const struct page_set *only, stru
     page_set_merge(into, &log->tap);
     page_set_clear(&log->tap);
     if (log->config.backend == DIRTY_RING) {
-        r = dirty_ring_look(log);
+        /* Pages that were taken and not given back are written without a word. */
+        r = log->rings_taken ? -EAGAIN : dirty_ring_look(log);
         page_set_merge(into, &log->harvest);
         page_set_clear(&log->harvest);
         /* The entry is still in its ring: the harvest that takes it tells the consumers. */
@@ -457,7 +458,7 @@ int dirty_log_early(struct dirty_log *log, const struct page_set *only, struct p
     /* Lost pages were noted on the way; else what comes from here on is whole. */
     if (r == 0 && !log->tap_whole)
         r = -ENODATA;
-    log->tap_whole = log->consumer_count > 0;
+    log->tap_whole = log->consumer_count > 0 && !log->rings_taken;
     pthread_mutex_unlock(&log->lock);
     return r;
 }
