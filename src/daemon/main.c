@@ -16,6 +16,7 @@
 #include "base/thread.h"
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
+#include "daemon/lockdown.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
@@ -108,6 +109,8 @@ static int start(struct daemon *d)
         .on_event = on_machine_event, .on_end = on_machine_end, .opaque = d};
     int r = rundir_new(d->config.runtime_dir, d->config.name, &d->rundir);
 
+    if (r == 0)
+        r = lockdown_begin(&d->config, d->rundir);
     if (r < 0)
         return r;
     d->events = create_event_base();
@@ -123,6 +126,8 @@ static int start(struct daemon *d)
         r = listen_on(d, "control.sock", false);
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
+    if (r == 0)
+        r = lockdown_finish(&d->config, d->rundir);
     if (r == 0)
         r = machine_start(d->machine);
     if (r == 0)
