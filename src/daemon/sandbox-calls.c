@@ -9,6 +9,7 @@
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -103,6 +104,8 @@ const struct sandbox_call sandbox_calls[] = {
 
     /* Threads, time, signals. */
     CALL("futex", ALL, "locks"),
+    CALL("membarrier", M | P | U | X, "threads that write guest memory see that writes are recorded"),
+    CALL("userfaultfd", M | P, "precise tracking, post-copy, where there is no /dev/userfaultfd"),
     CALL("sched_yield", ALL, "waiting for another thread for a moment"),
     CALL("clock_gettime", ALL, "time, where the vDSO cannot tell it"),
     CALL("gettimeofday", ALL, "time, where the vDSO cannot tell it"),
@@ -110,6 +113,9 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("restart_syscall", ALL, "a call goes on after a signal"),
     CALL("rt_sigprocmask", ALL, "new threads begin with signals blocked"),
     CALL("rt_sigreturn", ALL, "signal handlers return"),
+    WITH("rt_sigaction", "SIGTERM", M, SANDBOX_EQUAL, 0, SIGTERM, "handlers go away at the end"),
+    WITH("rt_sigaction", "SIGINT", M, SANDBOX_EQUAL, 0, SIGINT, "handlers go away at the end"),
+    WITH("rt_sigaction", "SIGHUP", M, SANDBOX_EQUAL, 0, SIGHUP, "handlers go away at the end"),
     WITH("tgkill", "umbrad itself", ALL, SANDBOX_OWN_PID, 0, 0, "vCPUs are called out of the guest"),
     CALL("getpid", ALL, "tgkill"),
     CALL("gettid", ALL, "tgkill"),
