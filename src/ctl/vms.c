@@ -2,7 +2,6 @@
 
 #include "ctl/vms.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,60 +12,6 @@
 
 #include "base/fd.h"
 #include "base/size.h"
-
-static int add_name(struct vm_names *v, const char *name)
-{
-    char **bigger = realloc(v->names, (v->count + 1) * sizeof(*bigger));
-
-    if (!bigger)
-        return -ENOMEM;
-    v->names = bigger;
-    bigger[v->count] = strdup(name);
-    if (!bigger[v->count])
-        return -ENOMEM;
-    v->count++;
-    return 0;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-int vms_scan(const char *runtime_dir, struct vm_names *ret)
-{
-    struct vm_names v = {0};
-    DIR *d = opendir(runtime_dir);
-    struct dirent *e;
-    int r = 0;
-
-    if (!d && errno != ENOENT)
-        return -errno;
-    while (d && r == 0 && (e = readdir(d))) {
-        struct stat st;
-
-        if (vm_name_valid(e->d_name) && fstatat(dirfd(d), e->d_name, &st, 0) == 0 && S_ISDIR(st.st_mode))
-            r = add_name(&v, e->d_name);
-    }
-    if (d)
-        closedir(d);
-    if (r < 0) {
-        vms_clear(&v);
-        return r;
-    }
-    if (v.count > 1)
-        qsort(v.names, v.count, sizeof(*v.names), by_name);
-    *ret = v;
-    return 0;
-}
-
-void vms_clear(struct vm_names *v)
-{
-    for (size_t i = 0; i < v->count; i++)
-        free(v->names[i]);
-    free(v->names);
-    *v = (struct vm_names){0};
-}
 
 bool vms_listening(const char *runtime_dir, const char *name)
 {
@@ -181,8 +126,8 @@ static void shift(struct ctl *ctl)
 
 int vms_choose(struct ctl *ctl)
 {
-    _cleanup_vms_ struct vm_names v = {0};
-    int r = vms_scan(ctl->runtime_dir, &v);
+    _cleanup_vm_names_ struct vm_names v = {0};
+    int r = vm_names_scan(ctl->runtime_dir, &v);
 
     if (r < 0) {
         ctl_error("cannot read %s: %s", ctl->runtime_dir, strerror(-r));

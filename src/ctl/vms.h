@@ -5,17 +5,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "base/vm-names.h"
 #include "ctl/ctl.h"
-
-struct vm_names {
-    char **names; /* sorted */
-    size_t count;
-};
-
-/* Every VM with a directory, running or not. 0 (also where the runtime directory is not there) or -errno. */
-int vms_scan(const char *runtime_dir, struct vm_names *ret);
-void vms_clear(struct vm_names *v);
-#define _cleanup_vms_ __attribute__((cleanup(vms_clear)))
 
 /* True unless it is certain that nobody listens on the VM's control socket. */
 bool vms_listening(const char *runtime_dir, const char *name);

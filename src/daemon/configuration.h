@@ -12,6 +12,8 @@
 #include "device/chardev.h"
 #include "device/virtio/blk.h"
 #include "mmu/dirty.h"
+#include "vcpu/cpuid.h"
+#include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
@@ -21,6 +23,13 @@
 enum config_paging {
     CONFIG_PAGING_SHADOW,
     CONFIG_PAGING_ANY,
+};
+
+/* KVM's limit on shadow pages. */
+enum config_page_limit {
+    CONFIG_PAGE_LIMIT_AUTO,
+    CONFIG_PAGE_LIMIT_OFF,    /* as KVM chooses it */
+    CONFIG_PAGE_LIMIT_MANUAL, /* page_limit_pages */
 };
 
 /* What becomes of a system call that a thread has no need of; see daemon/sandbox.h. */
@@ -53,14 +62,26 @@ struct config {
     unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    unsigned int page_limit_share; /* percent */
+    bool thp;                      /* ask for transparent huge pages */
+    cpuid_features cpu_off;
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
+    struct tracker_settings mmu;
+    enum config_page_limit page_limit;
+    uint64_t page_limit_pages;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
+    char *metrics;        /* ADDR:PORT to serve metrics on too, or NULL */
     enum log_level log_level;
     enum sandbox_mode sandbox;
     char *user;    /* to run as; NULL: the default */
     json_t *given; /* what the command line said, as a configuration file would; may be NULL */
 };
+
+/* As configuration and QMP spell enum tracker_mode; ends with NULL. */
+extern const char *const config_tracking_names[];
 
 void config_init(struct config *c);
 void config_clear(struct config *c);

@@ -25,6 +25,7 @@ enum request {
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
     REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
 };
 
 /* Errors that wait to be told; of more at a time only the count is known. */
@@ -36,6 +37,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
+    struct machine_mmu *mmu;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
@@ -78,10 +80,14 @@ static void stop_guest(struct machine *m)
     vm_pause(m->vm);
     if (m->devices)
         machine_devices_quiesce(m->devices);
+    /* Last: a vCPU, or a device, may wait for it. */
+    if (m->mmu)
+        machine_mmu_paused(m->mmu);
 }
 
 static void run_guest(struct machine *m)
 {
+    machine_mmu_resuming(m->mmu);
     machine_devices_resume(m->devices);
     vm_resume(m->vm);
 }
@@ -148,6 +154,28 @@ static void emit(struct machine *m, const char *name, json_t *data)
     m->observer.on_event(m->observer.opaque, name, data);
 }
 
+static void on_page_limit(void *opaque)
+{
+    post(opaque, REQUEST_PAGE_LIMIT);
+}
+
+static void emit_page_limits(struct machine *m)
+{
+    struct page_limit_event e;
+
+    while (machine_mmu_next_event(m->mmu, &e)) {
+        json_t *data = json_object_new_object();
+
+        json_add_u64(data, "previous", e.previous);
+        json_add_u64(data, "limit", e.limit);
+        json_add_str(data, "reason", e.reason);
+        json_add_u64(data, "shadow-pages", e.shadow_pages);
+        json_add_u64(data, "recycled", e.recycled);
+        emit(m, "MMU_PAGE_LIMIT", data);
+    }
+}
+
+/* The guest stands still, and goes on. */
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -237,7 +265,8 @@ static void disks_failed(struct machine *m)
 
 static void forget_requests(struct machine *m)
 {
-    atomic_store(&m->requests, 0);
+    /* The page limit is no wish of the guest, and is kept over a reset. */
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
     pthread_mutex_lock(&m->io_error_lock);
     m->io_error_count = 0;
     m->io_stop = false;
@@ -255,9 +284,11 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
-    /* Beside the others: it ends nothing. */
+    /* Beside the others: they end nothing. */
     if (requests & REQUEST_IO_ERROR)
         disks_failed(m);
+    if (requests & REQUEST_PAGE_LIMIT)
+        emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
         stop_guest(m);
         end(m, atomic_load(&m->exit_status));
@@ -352,7 +383,11 @@ static int create_request_event(struct machine *m)
 static int create_memory(struct machine *m)
 {
     struct mem_config config = {
-        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+        .size = m->config->memory,
+        .hugepages = m->config->hugepages,
+        .prealloc = m->config->prealloc,
+        .transparent = m->config->thp,
+    };
 
     return mem_new(&config, &m->mem);
 }
@@ -366,9 +401,17 @@ static int create_vm(struct machine *m)
         .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
         .register_base = VIRTIO_MMIO_BASE,
         .register_pages = machine_devices_describe(m->config, m->mmio),
+        .cpu_off = m->config->cpu_off,
+        .set_halt_poll = m->config->set_halt_poll,
+        .halt_poll_ns = m->config->halt_poll_ns,
     };
-    int r = vm_new(&config, m->mem, &m->vm);
+    int r;
 
+    if (boot_cmdline_has(m->config->cmdline, "nolapic") || boot_cmdline_has(m->config->cmdline, "disableapic"))
+        config.cpu_off |= CPUID_ASYNC_PF;
+    r = vm_new(&config, m->mem, &m->vm);
+    if (r == 0)
+        r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);
 }
 
@@ -435,7 +478,10 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     machine_devices_free(m->devices);
     chardev_free(m->console);
+    machine_mmu_stop(m->mmu);
     vm_free(m->vm);
+    /* Last: a vCPU may wait for it until its thread has ended. */
+    machine_mmu_free(m->mmu);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
@@ -530,6 +576,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
     stop_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     forget_requests(m);
+    machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
@@ -587,6 +634,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)

@@ -18,6 +18,7 @@
 #include "daemon/host-report.h"
 #include "daemon/lockdown.h"
 #include "daemon/machine.h"
+#include "daemon/metrics.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
 #include "daemon/service.h"
@@ -38,6 +39,7 @@ struct daemon {
     struct machine *machine;
     struct qmp_server *qmp;
     struct service *service;
+    struct metrics *metrics;
     int status;
 };
 
@@ -103,6 +105,20 @@ static int listen_on(struct daemon *d, const char *file, bool read_only)
     return r < 0 ? r : qmp_server_listen(d->qmp, path, read_only);
 }
 
+static int serve_metrics(struct daemon *d)
+{
+    char path[256];
+    int r = metrics_new(d->events, qmp_server_context(d->qmp), &d->metrics);
+
+    if (r == 0)
+        r = rundir_socket(d->rundir, "metrics.sock", path, sizeof(path));
+    if (r == 0)
+        r = metrics_listen_unix(d->metrics, path);
+    if (r == 0 && d->config.metrics)
+        r = metrics_listen_tcp(d->metrics, d->config.metrics);
+    return r;
+}
+
 static int start(struct daemon *d)
 {
     const struct machine_observer observer = {
@@ -127,6 +143,8 @@ static int start(struct daemon *d)
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
+        r = serve_metrics(d);
+    if (r == 0)
         r = lockdown_finish(&d->config, d->rundir);
     if (r == 0)
         r = machine_start(d->machine);
@@ -140,6 +158,7 @@ static void finish(struct daemon *d)
     service_stopping();
     if (d->qmp)
         qmp_server_flush(d->qmp, FLUSH_MS);
+    metrics_free(d->metrics);
     qmp_server_free(d->qmp);
     service_free(d->service);
     machine_free(d->machine);

@@ -26,8 +26,11 @@ void qmp_vcpu_path(unsigned int index, char path[QMP_VCPU_PATH_MAX]);
 
 /* Statistics sources. Made before vCPUs run, else it waits for them. Main thread. */
 struct qmp_stats;
+struct kvm_stats_source;
 int qmp_stats_new(struct machine *machine, struct qmp_stats **ret);
 void qmp_stats_free(struct qmp_stats *stats);
+/* KVM's statistics of the VM (vcpu -1) or of one vCPU; NULL where it gives none. */
+struct kvm_stats_source *qmp_stats_source(const struct qmp_stats *stats, int vcpu);
 
 /* Handlers, by the file they are in. */
 json_t *qmp_capabilities(struct qmp_request *req);
@@ -42,6 +45,15 @@ json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
 json_t *qmp_query_block(struct qmp_request *req);
+json_t *qmp_mmu_set(struct qmp_request *req);
+json_t *qmp_mmu_verify(struct qmp_request *req);
+json_t *qmp_query_mmu(struct qmp_request *req);
+json_t *qmp_query_mmu_floods(struct qmp_request *req);
+json_t *qmp_query_mmu_spaces(struct qmp_request *req);
+json_t *qmp_query_rmap(struct qmp_request *req);
+/* "attribution" of dirty-log-snapshot, or NULL with the error set. Without the dirty log's lock. */
+struct page_set;
+json_t *qmp_attribution(struct qmp_request *req, const struct page_set *dirty);
 
 json_t *qmp_query_stats(struct qmp_request *req);
 json_t *qmp_query_stats_schemas(struct qmp_request *req);

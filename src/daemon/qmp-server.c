@@ -203,6 +203,11 @@ int qmp_server_new(struct event_base *events, struct machine *machine, struct qm
     return 0;
 }
 
+const struct qmp_context *qmp_server_context(const struct qmp_server *s)
+{
+    return &s->context;
+}
+
 void qmp_server_free(struct qmp_server *s)
 {
     struct qmp_client *c;

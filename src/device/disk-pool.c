@@ -67,7 +67,7 @@ static int64_t carry_out(const struct disk_call *call)
         r = preadv(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset);
         break;
     case DISK_STEP_WRITEV:
-        r = pwritev(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset);
+        r = pwritev2(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset, call->sync ? RWF_DSYNC : 0);
         break;
     case DISK_STEP_SYNC:
         r = fdatasync(call->fd);

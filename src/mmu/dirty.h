@@ -147,6 +147,23 @@ struct dirty_range {
 size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot, pfn_t *cursor,
                     struct dirty_range *out, size_t max);
 
+/*
+ * The MMU tracker's ear: it hears of every page that is harvested, and may look between harvests, but starts and keeps no
+ * logging of its own. One listener. -ENOMEM.
+ */
+int dirty_log_listen(struct dirty_log *log, bool on);
+/* Whether KVM logs for some consumer at present; takes no lock. */
+bool dirty_log_logging(const struct dirty_log *log);
+/*
+ * Add to `into` every page that was harvested since the last call or is dirty now. Bitmap backend: those in `only` are protected
+ * again (GET, CLEAR), so that a later write is heard of, and become pending for every consumer, so that none loses them; the
+ * rest stays as it is, for the next harvest. Ring backend: pages cannot be given back one by one, so nothing is protected,
+ * and what is dirty is told again until a harvest took it. Whoever reads a page does so after this returned.
+ * -ENODATA: writes went unheard since the last call (logging was off for a while, or a page was lost), look at everything;
+ * it is heard of again from here on if logging is on. Else 0 or -errno of KVM, to be taken like -ENODATA.
+ */
+int dirty_log_early(struct dirty_log *log, const struct page_set *only, struct page_set *into);
+
 struct dirty_consumer_info {
     char name[DIRTY_NAME_MAX + 1];
     enum dirty_start_mode mode;
@@ -160,10 +177,16 @@ struct dirty_consumer_info {
 /* Fill at most max; the number of consumers. Does not harvest. */
 size_t dirty_log_consumers(struct dirty_log *log, struct dirty_consumer_info *out, size_t max);
 
+/* How long harvests took: bucket i counts those of up to 16 us times 4^i, the last one all that took longer. */
+#define DIRTY_TIME_BUCKETS 10
+#define DIRTY_TIME_FIRST_NS UINT64_C(16000)
+
 /* Counters since the log was made; reading them takes no lock. */
 struct dirty_stats {
     uint64_t harvests;
     uint64_t harvest_ns;
+    uint64_t harvest_times[DIRTY_TIME_BUCKETS]; /* of snapshots, as harvest_ns is */
+    uint64_t ring_full_ns; /* vCPU time, summed up, that went by because a ring was full */
     uint64_t pages;      /* pages reported by the sources */
     uint64_t vmm_pages;  /* of them, written by the VMM only */
     uint64_t get_ioctls;
@@ -173,6 +196,7 @@ struct dirty_stats {
     uint64_t ring_entries;
     uint64_t ring_resets;
     uint64_t failures; /* harvests that KVM refused or broke off */
+    uint64_t consumers; /* at present */
 };
 void dirty_log_stats(const struct dirty_log *log, struct dirty_stats *ret);
 

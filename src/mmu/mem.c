@@ -59,7 +59,7 @@
 struct mem {
     uint64_t size;
     int fd;
-    bool hugepages, prealloc;
+    bool hugepages, prealloc, transparent;
     uint8_t *area; /* guard, RAM, guard, alias, guard */
     size_t area_size;
     uint8_t *ram, *alias;
@@ -170,6 +170,9 @@ static int map_file(struct mem *mem, uint8_t *at)
     /* A core dump is about the VMM; the guest's memory would swamp it, and is not ours to write to disk. */
     if (madvise(at, mem->size, MADV_DONTDUMP) < 0)
         log_warn_errno(errno, "guest memory: cannot be kept out of core dumps");
+    /* Both mappings: whichever touches a page first has it made. A kernel without them refuses, and pages are small. */
+    if (mem->transparent && !mem->hugepages && madvise(at, mem->size, MADV_HUGEPAGE) < 0)
+        log_debug("guest memory: no transparent huge pages: %s", strerror(errno));
     return 0;
 }
 
@@ -317,6 +320,7 @@ int mem_new(const struct mem_config *config, struct mem **ret)
     mem->size = config->size;
     mem->hugepages = config->hugepages;
     mem->prealloc = config->prealloc;
+    mem->transparent = config->transparent;
     mem->fd = -1;
     r = open_ram_file(mem);
     if (r < 0)

@@ -45,6 +45,7 @@ struct mem_config {
     uint64_t size;  /* bytes, MEM_SIZE_MIN to MEM_SIZE_MAX, multiple of MEM_SIZE_ALIGN */
     bool hugepages; /* back with 2 MiB hugetlb pages (size must be a multiple of 2 MiB) */
     bool prealloc;  /* touch every page now */
+    bool transparent; /* ask for transparent huge pages, where the host gives them on advice */
 };
 
 struct mem_slot {

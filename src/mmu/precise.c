@@ -3,12 +3,14 @@
  * set, and is on its way to the consumer: in the ring, in the consumer's list, or, where the ring was full, in nothing but the
  * bit, which a scan finds.
  *
- *   thread     open; unprotect, which wakes the vCPU; open again
- *   consumer   clear the bit; protect; read
+ *   thread     say which frame it is at (`resolving`); open it: set the bit, and queue an event unless it was set; unprotect,
+ *              which wakes the vCPU; say that it is at none
+ *   consumer   clear the bit; wait while the thread is at this frame; protect; read
  *
- * "open" sets the bit, and queues an event unless it was set. The first is before the guest can write, so that nobody takes
- * the table for clean while it is written; the second is for the consumer that cleared the bit and protected the frame just
- * before the thread unprotected it on behalf of a second vCPU.
+ * The event is there before the guest can write, so nobody takes a table for clean that is being written. The wait is for
+ * the thread that found the bit still set, and so queued nothing, and has not unprotected yet (on behalf of a second vCPU): it
+ * must not do so after the consumer has protected. Either it sees the bit cleared or the consumer sees it at the frame: both
+ * write first and look then, sequentially consistent.
  */
 #include "config.h"
 
@@ -20,6 +22,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +58,7 @@ struct event {
     uint32_t pfn;
 };
 
-static_assert(MEM_SIZE_MAX / GUEST_PAGE_SIZE <= UINT32_MAX, "a RAM page number fits an event");
+static_assert(MEM_SIZE_MAX / GUEST_PAGE_SIZE < UINT32_MAX, "a RAM page number fits an event");
 
 struct precise {
     struct mem *mem;
@@ -70,6 +73,7 @@ struct precise {
     uint32_t head;  /* the thread's: events put into the ring */
     uint32_t tail;  /* the consumer's: taken out */
     bool overflowed;
+    uint32_t resolving; /* the thread's: RAM page it is at, plus 1; 0: none */
     int error;
     uint64_t faults, repeats, overflows, service_ns;
 
@@ -194,18 +198,20 @@ static bool address_to_pfn(const struct precise *p, uint64_t address, pfn_t *ret
     return false;
 }
 
-static inline bool open_bit_set(struct precise *p, pfn_t pfn)
+static bool open_bit_set(struct precise *p, pfn_t pfn)
 {
     uint64_t bit = UINT64_C(1) << (pfn % 64);
 
     return __atomic_fetch_or(&p->open[pfn / 64], bit, __ATOMIC_SEQ_CST) & bit;
 }
 
-static inline bool open_bit_clear(struct precise *p, pfn_t pfn)
+/* The consumer's: what the guest writes from here on is a new event, once the frame is protected. */
+static void open_bit_clear(struct precise *p, pfn_t pfn)
 {
-    uint64_t bit = UINT64_C(1) << (pfn % 64);
-
-    return __atomic_fetch_and(&p->open[pfn / 64], ~bit, __ATOMIC_SEQ_CST) & bit;
+    __atomic_fetch_and(&p->open[pfn / 64], ~(UINT64_C(1) << (pfn % 64)), __ATOMIC_SEQ_CST);
+    /* For one ioctl at most: the thread itself waits for nobody. */
+    while (__atomic_load_n(&p->resolving, __ATOMIC_SEQ_CST) == (uint32_t)pfn + 1)
+        sched_yield();
 }
 
 /* True when the frame was not open before. */
@@ -239,12 +245,13 @@ static int resolve(struct precise *p, uint64_t address, uint64_t read_ns)
     if (!address_to_pfn(p, address, &pfn))
         return -EPROTO;
     __atomic_fetch_add(&p->faults, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->resolving, (uint32_t)pfn + 1, __ATOMIC_SEQ_CST);
     if (!queue_event(p, pfn, read_ns))
         __atomic_fetch_add(&p->repeats, 1, __ATOMIC_RELAXED);
     r = write_protect(p, (const uint8_t *)(uintptr_t)address, GUEST_PAGE_SIZE, false);
+    __atomic_store_n(&p->resolving, 0, __ATOMIC_SEQ_CST);
     if (r < 0)
         return r;
-    queue_event(p, pfn, read_ns);
     __atomic_fetch_add(&p->service_ns, clock_ns() - read_ns, __ATOMIC_RELAXED);
     return 0;
 }

@@ -22,10 +22,14 @@ struct vm {
     uint32_t ring_entries;
     uint8_t *registers; /* vm_register_pages */
     size_t register_size;
+    unsigned int maxphyaddr; /* of the vCPUs, and whether they have 1 GiB pages */
+    bool gbpages;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
     bool may_wait; /* vm_may_wait */
+    uint64_t paused_since, paused_ns; /* vm_paused_ns: since when, 0 while it runs; and before that. Main thread */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
+    cpuid_features cpu_off;
     unsigned int cpus;
     struct vcpu *vcpus[VM_MAX_VCPUS];
 
@@ -39,6 +43,7 @@ struct vm {
     pthread_cond_t go_cv;     /* vCPUs wait: run or quit has changed */
     unsigned int parked;
     bool quit;
+    pthread_cond_t paging_cv; /* vm_look_paging waits: a vCPU has noted its registers */
 };
 
 struct vcpu {
@@ -53,6 +58,8 @@ struct vcpu {
     bool blocked; /* under vm->lock: cannot go on until a reset */
     atomic_int tid;
     atomic_uint entries; /* odd while inside KVM_RUN */
+    atomic_bool look; /* note the paging registers after the next return of KVM_RUN */
+    struct vcpu_paging paging; /* under vm->lock */
     /* vm_stuck_vcpu, main thread: `entries` of last time, and whether the vCPU has been asked to show itself since. */
     unsigned int seen;
     bool doubted;
@@ -63,6 +70,8 @@ struct vcpu {
 int vcpu_new(struct vm *vm, unsigned int index, struct vcpu **ret);
 void vcpu_free(struct vcpu *vcpu);
 int vcpu_start(struct vcpu *vcpu);
+/* Note the paging registers. On its thread, or by the main thread while it is parked. */
+void vcpu_note_paging(struct vcpu *vcpu);
 /* Make the vCPU leave KVM_RUN and look at vm->run. Any thread. */
 void vcpu_kick(struct vcpu *vcpu);
 

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "vcpu/cpuid.h"
@@ -261,6 +262,15 @@ static int enable_dirty_backend(struct vm *vm)
     return vm_ioctl(vm, KVM_ENABLE_CAP, &cap, "KVM_ENABLE_CAP(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)");
 }
 
+/* Only a wish: without it KVM polls as its module's parameters say. */
+static void set_halt_poll(struct vm *vm, uint32_t ns)
+{
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_HALT_POLL, .args = {ns}};
+
+    if (ioctl(vm->fd, KVM_ENABLE_CAP, &cap) < 0)
+        log_warn_errno(errno, "kvm: halt polling cannot be set to %u ns", ns);
+}
+
 static int create_dirty_log(struct vm *vm)
 {
     struct dirty_config config = {
@@ -292,6 +302,15 @@ static int create_vcpus(struct vm *vm)
     return 0;
 }
 
+static void note_paging_features(struct vm *vm, struct kvm_cpuid2 *cpuid)
+{
+    const struct kvm_cpuid_entry2 *features = cpuid_find(cpuid, 0x80000001, 0), *sizes = cpuid_find(cpuid, 0x80000008, 0);
+
+    vm->gbpages = features && (features->edx >> 26 & 1);
+    /* What a CPU without the leaf has. */
+    vm->maxphyaddr = sizes ? sizes->eax & 0xff : 36;
+}
+
 static int set_cpuids(struct vm *vm)
 {
     const struct cpuid_host *host;
@@ -302,13 +321,13 @@ static int set_cpuids(struct vm *vm)
         return r;
     }
     for (unsigned int i = 0; i < vm->cpus && r == 0; i++) {
-        /* The LAPIC is usable: ACPI and the multiboot/PVH guests of our own all find it. */
-        struct cpuid_options options = {.index = i, .count = vm->cpus, .async_pf = true};
+        struct cpuid_options options = {.index = i, .count = vm->cpus, .off = vm->cpu_off};
         struct kvm_cpuid2 *cpuid;
 
         r = cpuid_build(host, &options, &cpuid);
         if (r < 0)
             break;
+        note_paging_features(vm, cpuid);
         if (ioctl(vm->vcpus[i]->fd, KVM_SET_CPUID2, cpuid) < 0) {
             r = -errno;
             log_err_errno(r, "vcpu%u: KVM_SET_CPUID2 failed", i);
@@ -368,6 +387,7 @@ static struct vm *alloc(unsigned int cpus, struct mem *mem)
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->parked_cv, NULL);
     pthread_cond_init(&vm->go_cv, NULL);
+    pthread_cond_init(&vm->paging_cv, NULL);
     return vm;
 }
 
@@ -383,6 +403,7 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
         return -ENOMEM;
     vm->callbacks = config->callbacks;
     vm->dirty_backend = config->dirty_backend;
+    vm->cpu_off = config->cpu_off;
     r = bus_new(&vm->bus);
     if (r == 0)
         r = vm->kvm_fd = open_kvm(config->kvm_path ? config->kvm_path : "/dev/kvm");
@@ -394,6 +415,8 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
         vm_free(vm);
         return r;
     }
+    if (config->set_halt_poll)
+        set_halt_poll(vm, config->halt_poll_ns);
     *ret = vm;
     return 0;
 }
@@ -427,6 +450,7 @@ void vm_free(struct vm *vm)
         munmap(vm->registers, vm->register_size);
     pthread_cond_destroy(&vm->parked_cv);
     pthread_cond_destroy(&vm->go_cv);
+    pthread_cond_destroy(&vm->paging_cv);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -447,6 +471,8 @@ void vm_pause(struct vm *vm)
     bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
+    if (was_running)
+        vm->paused_since = clock_ns();
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
             if (was_running)
@@ -461,6 +487,8 @@ void vm_pause(struct vm *vm)
 
 void vm_resume(struct vm *vm)
 {
+    vm->paused_ns = vm_paused_ns(vm);
+    vm->paused_since = 0;
     pthread_mutex_lock(&vm->lock);
     vm->touched = true;
     atomic_store(&vm->run, true);
@@ -513,9 +541,92 @@ int vm_stuck_vcpu(struct vm *vm, const char **ret_where)
     return stuck;
 }
 
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return vm->paused_ns + (vm->paused_since ? clock_ns() - vm->paused_since : 0);
+}
+
 bool vm_running(const struct vm *vm)
 {
     return atomic_load(&vm->run);
+}
+
+/* -- paging registers ---------------------------------------------------------- */
+
+void vm_ask_paging(struct vm *vm, bool kick)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started)
+            continue;
+        atomic_store(&vcpu->look, true);
+        if (kick && atomic_load(&vm->run))
+            vcpu_kick(vcpu);
+    }
+}
+
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns)
+{
+    struct timespec until;
+    uint64_t seq[VM_MAX_VCPUS], end;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    end = (uint64_t)until.tv_nsec + timeout_ns;
+    until.tv_sec += (time_t)(end / NSEC_PER_SEC);
+    until.tv_nsec = (long)(end % NSEC_PER_SEC);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        seq[i] = vm->vcpus[i]->paging.seq;
+    pthread_mutex_unlock(&vm->lock);
+    vm_ask_paging(vm, true);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        while (atomic_load(&vm->run) && vm->vcpus[i]->paging.seq == seq[i] &&
+               pthread_cond_timedwait(&vm->paging_cv, &vm->lock, &until) == 0)
+            ;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_note_paging(struct vm *vm)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        vcpu_note_paging(vm->vcpus[i]);
+}
+
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret)
+{
+    pthread_mutex_lock(&vm->lock);
+    *ret = vm->vcpus[vcpu]->paging;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages)
+{
+    *ret_maxphyaddr = vm->maxphyaddr;
+    *ret_gbpages = vm->gbpages;
+}
+
+/* -- KVM's shadow pages --------------------------------------------------------- */
+
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages)
+{
+    return ioctl(vm->fd, KVM_SET_NR_MMU_PAGES, (unsigned long)pages) < 0 ? -errno : 0;
+}
+
+uint64_t vm_cpu_time(const struct vm *vm)
+{
+    uint64_t sum = 0;
+
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct timespec ts;
+        clockid_t clock;
+
+        if (vm->vcpus[i]->started && pthread_getcpuclockid(vm->vcpus[i]->thread, &clock) == 0 &&
+            clock_gettime(clock, &ts) == 0)
+            sum += (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
+    }
+    return sum;
 }
 
 /* Load what a VM that was just made has: KVM itself says what power-on state is, MSR by MSR. */
@@ -532,6 +643,7 @@ static int load_power_on_state(struct vm *vm)
         return -ENOMEM;
     state_writer_init(&w);
     fresh->cpuid = vm->cpuid;
+    fresh->cpu_off = vm->cpu_off;
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
     err = fresh->kvm_fd < 0 ? -errno : build(fresh, NULL);
     if (err == 0)

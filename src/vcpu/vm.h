@@ -19,7 +19,9 @@
 #include "mmu/dirty.h"
 #include "mmu/mem.h"
 #include "vcpu/bus.h"
+#include "vcpu/cpuid.h"
 #include "vcpu/irq.h"
+#include "vcpu/vcpu.h"
 
 #define VM_MAX_VCPUS 32
 
@@ -52,6 +54,10 @@ struct vm_config {
     /* Device registers in memory that the guest reads without an exit; see vm_register_pages. */
     uint64_t register_base;
     unsigned int register_pages; /* may be 0 */
+    cpuid_features cpu_off; /* not offered to the guest */
+    /* How long KVM looks for work before it lets a vCPU that halts sleep: at most so long, not what the module says. */
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
 };
 
 /* Open KVM, check what is needed (one error line names each missing capability), create the VM with irqchip and PIT,
@@ -66,6 +72,8 @@ int vm_start(struct vm *vm);
 void vm_pause(struct vm *vm);
 void vm_resume(struct vm *vm);
 bool vm_running(const struct vm *vm);
+/* How long the vCPUs have been paused since they first ran, in nanoseconds; 0 before that. */
+uint64_t vm_paused_ns(const struct vm *vm);
 
 /*
  * The index of a vCPU that is stuck, or -1; *ret_where is then static text (" inside KVM_RUN"). To be called in equal intervals: a vCPU is
@@ -101,6 +109,29 @@ void vm_set_dirty_buffered(struct vm *vm, bool on);
  * bus, too. Zero at first.
  */
 uint8_t *vm_register_pages(const struct vm *vm);
+
+/*
+ * The vCPUs' paging registers. KVM gives a running vCPU's to its own thread only, so it is asked to note them: by
+ * vm_ask_paging after the next exit to user space, with `kick` at once (any thread, does not wait). vm_look_paging
+ * kicks and waits until all have done so or timeout_ns are over (any thread that no vCPU waits for). vm_note_paging reads
+ * them all itself: VM paused, main thread. vm_paging gives what was noted last (any thread).
+ */
+void vm_ask_paging(struct vm *vm, bool kick);
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns);
+void vm_note_paging(struct vm *vm);
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret);
+
+/* What the vCPUs' page tables may hold: width of physical addresses, and whether there are 1 GiB pages. Any thread. */
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages);
+
+/*
+ * KVM's limit on shadow pages: KVM_SET_NR_MMU_PAGES. 0, or -errno of KVM (-EINVAL: fewer than it wants). Any thread but those that
+ * vCPUs wait for: it takes KVM's locks.
+ */
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages);
+
+/* CPU time of the vCPU threads so far, in ns: what they have run in the guest or for it. 0 before vm_start. Any thread. */
+uint64_t vm_cpu_time(const struct vm *vm);
 
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);
