@@ -793,6 +793,19 @@ void config_print(const struct config *c)
                                                           JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
+bool config_option_at(unsigned int index, struct config_option *ret)
+{
+    if (index >= ARRAY_SIZE(options))
+        return false;
+    *ret = (struct config_option){
+        .key = options[index].key,
+        .arg = options[index].arg,
+        .help = options[index].help,
+        .in_file = options[index].where == EVERYWHERE,
+    };
+    return true;
+}
+
 void config_print_help(void)
 {
     printf("usage: umbrad --kernel FILE [OPTION]...\n\n"

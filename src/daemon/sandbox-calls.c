@@ -44,6 +44,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("fcntl", M | V | I | X, "non-blocking descriptors, duplicates"),
     CALL("fstat", M | V | I | X, "kinds and sizes of open files"),
     CALL("newfstatat", M | X, "whether a socket's file is still its own"),
+    CALL("getdents64", M, "how many descriptors are open, for metrics"),
     CALL("lseek", M | I | X, "sizes, holes of files"),
     CALL("ftruncate", M | I | X, "files that grow"),
     CALL("fallocate", M | I | X, "guest memory is cleared by a reset, disks discard"),
@@ -228,11 +229,11 @@ void sandbox_print_manual(FILE *f)
         const struct sandbox_call *c = &sandbox_calls[i];
         const char *comma = "";
 
-        fprintf(f, ".It %s %s%s%s\n.Pq ", c->kind == SANDBOX_REQUEST ? "Fn" : "Fn", c->name, *c->detail ? " , " : "", c->detail);
+        fprintf(f, ".It Sy %s%s%s\n.Pq ", c->name, *c->detail ? " " : "", c->detail);
         for (int kind = 0; kind < THREAD_KINDS; kind++)
             if (sandbox_allows(c, (enum thread_kind)kind)) {
                 fprintf(f, "%s%s", comma, thread_kind_name((enum thread_kind)kind));
-                comma = ", ";
+                comma = " ";
             }
         fprintf(f, "\n%s\n", c->why);
     }

@@ -34,10 +34,16 @@
 static int child_status;
 static char child_log[4096];
 
+static void *no_thread(void *arg)
+{
+    return arg;
+}
+
 /* Run `body` in a process that is locked in as `kind`; the exit status is what body returns. */
 static void in_sandbox(enum sandbox_mode mode, enum thread_kind kind, int (*body)(void))
 {
     int pipe_fds[2];
+    pthread_t first;
     pid_t pid;
     ssize_t n;
     size_t len = 0;
@@ -49,6 +55,9 @@ static void in_sandbox(enum sandbox_mode mode, enum thread_kind kind, int (*body
         dup2(pipe_fds[1], STDERR_FILENO);
         close(pipe_fds[0]);
         log_init("test", NULL);
+        /* With its first thread the C library sets up what it needs for threads; umbrad has made some before, too. */
+        if (pthread_create(&first, NULL, no_thread, NULL) != 0 || pthread_join(first, NULL) != 0)
+            _exit(99);
         if (privileges_drop(NULL, NULL) < 0 || sandbox_init(mode) < 0)
             _exit(99);
         if (kind == THREAD_MAIN)
