@@ -36,7 +36,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("write", ALL, "open files, sockets, eventfds, log"),
     CALL("readv", M | I | X, "disks, sockets"),
     CALL("writev", M | V | I | X, "disks, console, sockets"),
-    CALL("pread64", M | I | X, "kernel image, KVM statistics, disks"),
+    CALL("pread64", M | V | I | P | X, "kernel image, KVM statistics, disks"),
     CALL("pwrite64", M | I | X, "disks, snapshots"),
     CALL("preadv", I, "disks"),
     CALL("pwritev", I, "disks"),
@@ -130,6 +130,7 @@ const struct sandbox_call sandbox_calls[] = {
     WITH("prctl", "PR_SET_NAME", ALL, SANDBOX_EQUAL, 0, PR_SET_NAME, "names of threads"),
     CALL("seccomp", M, "new threads lock themselves in further"),
     CALL("getrusage", M, "figures for metrics"),
+    WITH("prlimit64", "without a new limit", M, SANDBOX_EQUAL, 2, 0, "figures for metrics"),
     CALL("sysinfo", M, "figures for metrics"),
     CALL("sched_getaffinity", M | X, "how many threads are worth it"),
 
