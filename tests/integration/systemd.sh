@@ -50,7 +50,6 @@ is "$(stat -c %U "/proc/$pid")" umbra "it is the user umbra's"
 is "$(sed -nE 's/^(CapPrm|CapEff|CapBnd|CapAmb):\t//p' "/proc/$pid/status" | sort -u)" 0000000000000000 "without a capability"
 is "$(sed -nE 's/^(NoNewPrivs|Seccomp):\t//p' /proc/"$pid"/task/*/status | sort | uniq -c | awk '{ print $2 }' | tr '\n' ' ')" "1 2 " \
     "every thread is locked in"
-check "journal entries have the VM's name" journal_has idle .
 vmctl pause idle >/dev/null
 check "paused" wait_until 10 shows idle StatusText '^paused: '
 vmctl resume idle >/dev/null

@@ -1,10 +1,9 @@
 #!/bin/bash
-# where: build
 # The units are what systemd takes them for, and lock the daemon in as far as a unit can.
 set -u
-. "$(dirname "$0")/../lib/tap.sh" || exit 1
+. "${UMBRA_SRCDIR:?}/tests/lib/tap.sh" || exit 1
 need "systemd-analyze is not installed" command -v systemd-analyze
-units=${UMBRA_BUILD:?}/systemd
+units=${UMBRA_BUILDDIR:?}/systemd
 need "the units are not built" test -f "$units/umbra@.service"
 mkdir "$tap_dir/units"
 # verify wants every program to be there.
