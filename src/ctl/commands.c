@@ -89,6 +89,12 @@ static const struct ctl_option config_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option doctor_options[] = {
+    {0, "bandwidth", "MIB", "what a migration could send a second (default 1000)"},
+    {0, "strict", NULL, "fail if something is a warning or worse"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -122,6 +128,7 @@ const struct ctl_command ctl_commands[] = {
     {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
     {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
     {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},
+    {"doctor", "[VM]", "what an expert would say of a VM, or of this host", doctor_options, 0, 1, ctl_cmd_doctor},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},

@@ -177,6 +177,8 @@ int ctl_cmd_floods(struct ctl *ctl);
 
 int ctl_cmd_host(struct ctl *ctl);
 
+int ctl_cmd_doctor(struct ctl *ctl);
+
 int ctl_cmd_qmp(struct ctl *ctl);
 
 #endif

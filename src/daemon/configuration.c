@@ -452,7 +452,8 @@ static const struct option_row options[] = {
     {"cpu-off", "LIST", "CPU features that are not offered: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off, false},
     {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000",
      EVERYWHERE, set_halt_poll, false},
-    {"thp", "on|off", "ask for transparent huge pages behind guest memory (default off)", EVERYWHERE, set_thp, false},
+    {"thp", "on|off", "transparent huge pages behind guest memory, where the host gives them (default on)", EVERYWHERE, set_thp,
+     false},
     {"metrics", "ADDR:PORT", "serve metrics there too (they always are on the socket metrics.sock)", EVERYWHERE, set_metrics,
      false},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
@@ -481,6 +482,7 @@ void config_init(struct config *c)
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
         .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
+        .thp = true,
         .log_level = LOG_LEVEL_INFO,
     };
     tracker_default_settings(&c->mmu);

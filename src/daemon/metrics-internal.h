@@ -16,6 +16,9 @@ struct metrics_source {
 /* KVM's statistics: of the VM as they are, of the vCPUs summed up. */
 void metrics_write_kvm(struct om_writer *w, const struct metrics_source *s);
 
+/* The bookkeeping of guest page tables. */
+void metrics_write_mmu(struct om_writer *w, const struct metrics_source *s);
+
 /* What the kernel says of this process. The files are opened at the start: the sandbox opens none later. */
 struct process_files *process_files_open(void);
 void process_files_close(struct process_files *p);

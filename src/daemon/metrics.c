@@ -166,8 +166,8 @@ static void write_scrapes(struct om_writer *w, const struct metrics_source *s)
 
 /* The one table: every part that has metrics, in the order of the page. */
 static void (*const parts[])(struct om_writer *w, const struct metrics_source *s) = {
-    write_machine, write_vcpus, write_bus, write_dirty, write_stalls, metrics_write_kvm, metrics_write_process,
-    write_scrapes,
+    write_machine, write_vcpus, write_bus, write_dirty, write_stalls, metrics_write_mmu, metrics_write_kvm,
+    metrics_write_process, write_scrapes,
 };
 
 static uint64_t thread_cpu_ns(void)

@@ -26,7 +26,6 @@ static const struct {
     {"umbra_kvm_exits", "_total", NULL, "kvm_exits"},
     {"umbra_kvm_mmu_recycled", "_total", NULL, "recycled"},
     {"umbra_kvm_mmu_flooded", "_total", NULL, "flooded"},
-    {"umbra_mmu_tables", "", NULL, "mmu_tables"},
     {"umbra_mmu_address_spaces", "", NULL, "mmu_spaces"},
     {"umbra_mmu_page_limit", "", NULL, "mmu_limit"},
     {"umbra_mmu_shadow_pages", "", NULL, "mmu_pages"},

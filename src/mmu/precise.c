@@ -83,6 +83,7 @@ struct precise {
     struct event *list; /* given by precise_events, not by precise_reprotect yet; oldest first, [list_first, list_end) */
     size_t list_first, list_end, list_size;
     struct page_set vmm; /* written by the VMM; to be given by precise_events */
+    bool vmm_collected;  /* in this round of precise_events */
     bool scan;           /* the ring was full: there are frames open that are in neither ring nor list */
     bool error_logged;
     uint64_t watched_count, vmm_writes, protects, protect_calls;
@@ -627,7 +628,10 @@ static size_t take_from_vmm(struct precise *p, gfn_t *gfns, size_t max)
     uint64_t now = clock_ns();
     size_t n = 0;
 
-    mem_collect_writes(p->mem, MEM_LISTENER_PRECISE, &p->vmm);
+    /* Once a round, or a device that writes all the time would keep the consumer here for ever. */
+    if (!p->vmm_collected)
+        mem_collect_writes(p->mem, MEM_LISTENER_PRECISE, &p->vmm);
+    p->vmm_collected = true;
     for (size_t group = page_set_next_group(&p->vmm, 0); group < p->vmm.group_count;
          group = page_set_next_group(&p->vmm, group + 1)) {
         for (size_t w = group * PAGE_SET_GROUP_WORDS; w < (group + 1) * PAGE_SET_GROUP_WORDS; w++)
@@ -658,6 +662,8 @@ size_t precise_events(struct precise *p, gfn_t *gfns, size_t max)
         n += take_from_scan(p, gfns + n, max - n);
     if (n < max)
         n += take_from_vmm(p, gfns + n, max - n);
+    if (n < max)
+        p->vmm_collected = false;
     return n;
 }
 

@@ -175,6 +175,20 @@ v host demo
 has 0 "paging * shadow*guest kernel * native*KVM * kvm_amd, API 12, at most 1024 vCPUs*no    userfaultfd  userfaultfd cannot" "" "host"
 v -o json host demo
 has 0 '{"paging":{"mode":"shadow"' "" "host as JSON"
+v doctor demo
+has 0 "demo: 2 findings*critical, dirty log*consumer x may have missed pages*-> its copy cannot be trusted" "" "doctor"
+v doctor demo --strict
+has 1 "critical, dirty log" "" "doctor --strict"
+v -o json doctor demo
+has 0 '{"severity":"critical","subject":"dirty log","evidence":"consumer x may have missed pages","advice":"its copy' "" "doctor as JSON"
+v doctor nobody
+has 3 "" "vmctl: nobody: not running" "doctor of no VM"
+v doctor ../demo
+is 3 "" "vmctl: no such VM: ../demo" "doctor of a path"
+v doctor demo --bandwidth 0
+has 2 "" "must be 1 to 1000000" "doctor with a bad bandwidth"
+v doctor
+has 0 "this host: " "" "doctor of the host"
 v stats demo
 has 0 "remote_tlb_flush  *umbra/dirty_harvests  *exits *halt_wait_hist * samples" "" "stats"
 [[ $out != *zero* ]]

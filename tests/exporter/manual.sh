@@ -17,7 +17,7 @@ like "$(cat "$man")" "within $(limit src/base/http.h HTTP_DEADLINE_SECONDS) seco
 like "$(cat "$man")" "longer than $(limit src/exporter/collect.h COLLECT_TOTAL_SECONDS) seconds" "time of a scrape"
 like "$(cat "$man")" "at most $(limit src/exporter/live.c MAX_WATCHES) at a" "maps"
 if command -v mandoc >/dev/null; then
-    is "$(mandoc -T lint -W warning "$man" 2>&1)" "" "mandoc has no complaint"
+    is "$(mandoc -T lint "$man" 2>&1 | grep -v 'referenced manual not found')" "" "mandoc has no complaint"
 else
     skip "mandoc has no complaint" "mandoc is not installed"
 fi

@@ -46,34 +46,33 @@ struct machine {
 
 static char path[] = "/tmp/umbra-fuzz-virtio-XXXXXX";
 
+static struct machine machine;
+
 static void set_irq(void *opaque, unsigned int gsi, int level)
 {
     assert(gsi == virtio_mmio_gsi(0) && (level == 0 || level == 1));
 }
 
-static void remove_image(void)
+static void end(void)
 {
+    device_destroy(machine.disk);
+    mem_free(machine.mem);
+    bus_free(machine.bus);
     unlink(path);
 }
 
 static void make_image(void)
 {
-    static bool made;
-    int fd;
+    int fd = mkstemp(path);
 
-    if (made)
-        return;
-    made = true;
-    fd = mkstemp(path);
     assert(fd >= 0 && ftruncate(fd, DISK) == 0);
     close(fd);
-    atexit(remove_image);
 }
 
-static void machine_start(struct machine *m)
+/* Made once: threads and memory for each input would be most of the work. */
+static void machine_make(struct machine *m)
 {
     const struct mem_config memory = {.size = MEMORY};
-    /* Threads: an io_uring for each input is slow. What they do ends before an operation does. */
     const struct vblk_config config = {.path = path, .aio = DISK_AIO_THREADS, .queues = QUEUES};
     int err;
 
@@ -84,14 +83,18 @@ static void machine_start(struct machine *m)
     m->env = (struct device_env){.bus = m->bus, .mem = m->mem, .irq = &m->sink, .host = &m->host};
     err |= vblk_create(&m->env, &config, 0, 0, &m->disk);
     assert(err == 0);
-    device_resume(m->disk);
+    atexit(end);
 }
 
-static void machine_stop(struct machine *m)
+/* As new, but for what the image holds, which decides nothing. */
+static void machine_start(struct machine *m)
 {
-    device_destroy(m->disk);
-    mem_free(m->mem);
-    bus_free(m->bus);
+    if (!m->disk)
+        machine_make(m);
+    device_quiesce(m->disk);
+    device_reset(m->disk);
+    mem_set(m->mem, 0, 0, MEMORY);
+    device_resume(m->disk);
 }
 
 static void write_reg(struct machine *m, unsigned int reg, uint32_t value)
@@ -268,16 +271,15 @@ static void run_operation(struct machine *m, struct byte_reader *r)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct machine m = {0};
+    struct machine *m = &machine;
     struct byte_reader r = byte_reader_new(data, size);
 
     log_set_level(LOG_LEVEL_ERR);
-    machine_start(&m);
+    machine_start(m);
     for (unsigned int n = 0; n < 512 && !r.failed && r.pos < r.len; n++)
-        run_operation(&m, &r);
-    settle(&m);
+        run_operation(m, &r);
+    settle(m);
     /* After all of that a reset makes it as new. */
-    bring_up(&m, 0);
-    machine_stop(&m);
+    bring_up(m, 0);
     return 0;
 }

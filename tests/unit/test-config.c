@@ -72,6 +72,46 @@ static void test_every_option(void **state)
     config_clear(&c);
 }
 
+static void test_mmu_options(void **state)
+{
+    static const char text[] = "{\"kernel\": \"/k\", \"mmu\": {\"tracking\": \"precise\", \"sync-interval-us\": 20000, "
+                               "\"cpu-budget\": 3, \"max-memory\": \"64M\", \"page-limit\": 5000, \"floods\": false}}";
+    static const char *const bad[] = {
+        "{\"mmu\": {\"speed\": 1}}",
+        "{\"mmu\": {\"tracking\": {}}}",
+        "{\"mmu\": {\"tracking\": \"always\"}}",
+        "{\"mmu\": {\"floods\": 1}}",
+        "{\"mmu\": []}",
+    };
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    config_init(&c);
+    assert_int_equal(c.mmu.mode, TRACKER_LIVE);
+    assert_int_equal(c.mmu.cpu_budget, 1);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_AUTO);
+    assert_int_equal(config_parse_json(&c, "f", text, strlen(text), error), 0);
+    assert_int_equal(c.mmu.mode, TRACKER_PRECISE);
+    assert_int_equal(c.mmu.interval_us, 20000);
+    assert_int_equal(c.mmu.cpu_budget, 3);
+    assert_int_equal(c.mmu.max_memory, 64 * MiB);
+    assert_false(c.mmu.floods);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_MANUAL);
+    assert_int_equal(c.page_limit_pages, 5000);
+    config_clear(&c);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        config_init(&c);
+        assert_int_equal(config_parse_json(&c, "f", bad[i], strlen(bad[i]), error), -EINVAL);
+        assert_non_null(strstr(error, "mmu"));
+        config_clear(&c);
+    }
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--mmu=on-demand", "--mmu-floods=off", "--mmu-page-limit=off", NULL), 0);
+    assert_int_equal(c.mmu.mode, TRACKER_ON_DEMAND);
+    assert_false(c.mmu.floods);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_OFF);
+    config_clear(&c);
+}
+
 static void test_refused_options(void **state)
 {
     static const struct {
@@ -93,6 +133,19 @@ static void test_refused_options(void **state)
         {"--console=file:PATH", NULL},
         {"--paging=ept", "shadow, any"},
         {"--dirty-log=both", "bitmap, ring"},
+        {"--mmu=on", "off, on-demand, live, precise"},
+        {"--mmu-sync-interval-us=999", "1000 to 10000000"},
+        {"--mmu-sync-interval-us=10000001", "1000 to 10000000"},
+        {"--mmu-sync-interval-us=0", NULL},
+        {"--mmu-cpu-budget=0", "1 to 100"},
+        {"--mmu-cpu-budget=101", "1 to 100"},
+        {"--mmu-max-memory=1M", NULL},
+        {"--mmu-max-memory=1023K", "is less than 1 MiB"},
+        {"--mmu-max-memory=x", "is no size"},
+        {"--mmu-page-limit=63", "neither auto nor off nor a number of pages from 64"},
+        {"--mmu-page-limit=automatic", "neither auto nor off"},
+        {"--mmu-page-limit=off", NULL},
+        {"--mmu-floods=true", "on, off"},
         {"--kernel=", "path is empty"},
         {"--disk=", "path is empty"},
         {"--disk=,ro", "path is empty"},
@@ -307,10 +360,11 @@ static void test_tuning(void **state)
     struct config c;
 
     assert_int_equal(parse(&c, error, NULL), 0);
-    assert_false(c.thp || c.set_halt_poll || c.cpu_off);
+    assert_true(c.thp);
+    assert_false(c.set_halt_poll || c.cpu_off);
     config_clear(&c);
-    assert_int_equal(parse(&c, error, "--thp=on", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
-    assert_true(c.thp && c.set_halt_poll);
+    assert_int_equal(parse(&c, error, "--thp=off", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
+    assert_true(!c.thp && c.set_halt_poll);
     assert_int_equal(c.halt_poll_ns, 0);
     assert_int_equal(c.cpu_off, cpuid_feature("pcid") | CPUID_ASYNC_PF);
     assert_int_equal(c.page_limit_share, 50);
@@ -330,7 +384,7 @@ static void test_tuning(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
         cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
         cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),

@@ -938,6 +938,44 @@ static void test_eviction(void **state)
     world_clear(&w);
 }
 
+/* A guest that fakes roots, far more than there is memory for: work and memory are bounded, and it ends. */
+static void test_faked_roots(void **state)
+{
+    struct tracker_settings s;
+    static struct world w;
+    struct tracker_info info;
+    struct mirror_verdict v;
+    uint64_t evicted = 0;
+
+    tracker_default_settings(&s);
+    s.max_memory = MIRROR_MAX_MEMORY_MIN;
+    world_init(&w, BY_REREAD, &s, 1);
+    for (uint32_t gfn = 8; gfn < FRAMES; gfn++) {
+        store(&w, gfn, 511, gfn_to_gpa(2) | 0x63);
+        store(&w, gfn, 300, gfn_to_gpa(2) | 0x63);
+        /* Each has a user half of its own, which leads to another fake. */
+        for (unsigned int e = 0; e < 256; e += 16)
+            store(&w, gfn, e, gfn_to_gpa(8 + (gfn * 7 + e) % (FRAMES - 8)) | ENTRY_USER);
+    }
+    tracker_run(w.tracker, true);
+    for (unsigned int i = 0; i < 20; i++) {
+        pass(&w, 1);
+        tracker_info(w.tracker, &info);
+        assert_true(info.stats.mirror.memory <= MIRROR_MAX_MEMORY_MIN);
+        /* One scan, and making room for the tables below what it found. */
+        assert_true(info.stats.mirror.roots_evicted - evicted < FRAMES);
+        evicted = info.stats.mirror.roots_evicted;
+    }
+    assert_true(evicted > 0);
+    tracker_run(w.tracker, false);
+    assert_int_equal(tracker_verify(w.tracker, &v), 0);
+    assert_int_equal(v.broken_links + v.mismatched, 0);
+    tracker_info(w.tracker, &info);
+    /* An answer from it says that it is not all. */
+    assert_true(v.missing == 0 || info.stats.mirror.incomplete > 0);
+    world_clear(&w);
+}
+
 static void test_settings(void **state)
 {
     struct tracker_settings s, got;
@@ -1114,6 +1152,7 @@ int main(void)
         cmocka_unit_test(test_no_signature),
         cmocka_unit_test(test_reset),
         cmocka_unit_test(test_eviction),
+        cmocka_unit_test(test_faked_roots),
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_precise_fails),
         cmocka_unit_test(test_thread),

@@ -359,11 +359,15 @@ static void test_state(void **state)
     assert_int_equal(toy->retaken, 1);
     assert_int_equal(toy->v.queues[0].in_flight, 1);
     assert_true(toy->v.queues[0].event_idx);
-    assert_true(edges() >= 1);
+    /* The interrupt controller's state may come after the device's: the line is raised when all of it is there. */
+    assert_int_equal(edges(), 0);
+    device_resume(dev);
+    assert_int_equal(edges(), 1);
     toy->hold = false;
     vd_desc(&d, 1, DATA, 8, VRING_DESC_F_WRITE, 0);
     vd_offer(&d, 1);
-    device_resume(dev);
+    vb_kick(&f, 0);
+    device_quiesce(dev);
     assert_int_equal(vd_used_idx(&d), 1);
 
     /* What cannot be. */
