@@ -88,6 +88,16 @@ static void keep_listening(const char *runtime_dir, struct vm_names *v)
     v->count = kept;
 }
 
+bool vms_any_running(const char *runtime_dir)
+{
+    _cleanup_vm_names_ struct vm_names v = {0};
+    bool any = vm_names_scan(runtime_dir, &v) < 0;
+
+    for (size_t i = 0; i < v.count && !any; i++)
+        any = !vms_waiting(runtime_dir, v.names[i]) && vms_listening(runtime_dir, v.names[i]);
+    return any;
+}
+
 static int no_such_vm(const struct ctl *ctl, const struct vm_names *v)
 {
     char names[400];

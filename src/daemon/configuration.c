@@ -751,9 +751,11 @@ static int resolve(struct config *c, char *error)
     if (!c->kvm_path || !*c->kvm_path)
         c->kvm_path = "/dev/kvm";
     r = paths_runtime_dir(c->runtime_dir, dir, sizeof(dir));
-    if (r == -ENOENT)
+    if (r == -ENOENT && c->action != CONFIG_RUN)
+        dir[0] = '\0';
+    else if (r == -ENOENT)
         return config_fail(error, "XDG_RUNTIME_DIR is not set: give --runtime-dir");
-    if (r < 0)
+    else if (r < 0)
         return config_fail(error, "--runtime-dir: longer than %zu bytes", sizeof(dir) - 1);
     r = config_set_string(&c->runtime_dir, dir);
     if (r == 0 && !c->name)

@@ -19,7 +19,7 @@ cp "$UMBRA_GUESTS/idler.elf" "$UMBRA_KERNEL" "$UMBRA_INITRD" $images/
 chmod 644 $images/*
 
 define() { # NAME OPTION...
-    vmctl create "$@" --memory 64M >/dev/null || bail "vmctl create $1"
+    vmctl create "$1" --memory 64M "${@:2}" >/dev/null || bail "vmctl create $1"
 }
 drop_in() { # UNIT LINE...
     mkdir -p "/run/systemd/system/$1.d"
@@ -101,7 +101,7 @@ pid=$(show stuck MainPID)
 thread=$(grep -lx vcpu1 /proc/"$pid"/task/*/comm | cut -d/ -f5)
 "$UMBRA_BUILD/tests/integration/stop-thread" "$thread" >"$tap_dir/stop" &
 stopper=$!
-on_exit kill $stopper
+on_exit eval "kill $stopper 2>/dev/null"
 wait_for_line "$tap_dir/stop" stopped 20 || bail "the thread cannot be stopped"
 check "a vCPU that is stuck trips the watchdog" wait_until 90 restarted stuck "$pid"
 check "the log names it" journal_has stuck 'vcpu1: is stuck inside KVM_RUN'
@@ -125,7 +125,7 @@ check "its sockets are gone with the unit" test ! -e /run/umbra/lazy/control.soc
 # -- shutdown --
 for name in db web; do
     define $name --kernel $images/vmlinuz --initrd $images/initrd.cpio --cmdline "console=ttyS0 quiet umbra.run=idle" \
-        --console "file:/var/lib/umbra/$name/console" --memory 128M
+        --console "file:/var/lib/umbra/$name/console" --memory 256M
 done
 drop_in umbra@web.service '[Unit]' After=umbra@db.service
 systemctl daemon-reload
