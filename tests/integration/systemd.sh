@@ -71,6 +71,12 @@ for _ in $(seq 20); do vmctl pause idle && vmctl resume idle; done >/dev/null
 is "$(state idle)" running "a journal that hangs holds nobody up"
 kill -CONT "$(systemctl show --value -p MainPID systemd-journald)"
 
+# -- the exporter --
+check "the exporter starts" systemctl start umbra-exporter
+scrape() { printf 'GET /metrics HTTP/1.0\r\n\r\n' | socat -t 10 - TCP:127.0.0.1:9756; }
+scrape_has() { scrape | grep -q "$1"; }
+check "and has the VM's metrics" wait_until 20 scrape_has '^umbra_vm_vcpus{.*vm="idle".*} 2'
+
 # -- restart --
 kill -KILL "$pid"
 restarted() { # NAME OLD-PID
@@ -114,7 +120,8 @@ is "$(show stuck Result) $(show calm Result)" "success success" "guests without 
 define lazy --kernel $images/idler.elf
 systemctl start umbra@lazy.socket
 is "$(vmctl -o json list | jq -r '.[] | select(.name == "lazy") | .state')" off "a VM that waits for its first connection is off"
-is "$(show lazy ActiveState)" inactive "and looking at the list does not start it"
+scrape >/dev/null
+is "$(show lazy ActiveState)" inactive "neither looking at the list nor a scrape starts it"
 is "$(state lazy)" running "the first request does"
 systemctl stop umbra@lazy.service
 is "$(show lazy ActiveState)" inactive "it stops"
