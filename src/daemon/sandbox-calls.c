@@ -45,7 +45,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("fstat", M | V | I | X, "kinds and sizes of open files"),
     CALL("newfstatat", M | X, "whether a socket's file is still its own"),
     CALL("getdents64", M, "how many descriptors are open, for metrics"),
-    CALL("lseek", M | I | X, "sizes, holes of files"),
+    CALL("lseek", M | V | I | P | X, "sizes of files, pages of guest memory that are there"),
     CALL("ftruncate", M | I | X, "files that grow"),
     CALL("fallocate", M | I | X, "guest memory is cleared by a reset, disks discard"),
     CALL("fsync", M | I | X, "what was written is on the disk"),
