@@ -101,7 +101,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("munmap", ALL, "the heap, stacks"),
     CALL("mremap", ALL, "the heap"),
     CALL("madvise", ALL, "memory that is given back"),
-    CALL("mincore", M | X, "pages that are there"),
+    CALL("mincore", M | P | X, "how much memory the bookkeeping uses"),
 
     /* Threads, time, signals. */
     CALL("futex", ALL, "locks"),
