@@ -74,6 +74,9 @@ int privileges_drop(const char *user, const struct identity *to)
 {
     int r = to ? become(user, to) : 0;
 
+    /* Another user's process is not its own to look at: /proc/self would be root's, and with it a second view of guest memory. */
+    if (r == 0 && to && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+        r = -errno;
     if (r == 0)
         r = drop_capabilities();
     if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

@@ -60,10 +60,11 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("timerfd_settime", M | V | I, "alarms of the clock and the power management timer"),
     CALL("io_uring_enter", I | V | M, "disks"),
     CALL("memfd_create", M, "bitmaps of dirty pages for clients"),
+    CALL("fchmod", M, "guest memory is handed out for reading only"),
     CALL("dup", M, "descriptors for clients"),
 
     /* Files: which ones is landlock's business. */
-    CALL("openat", M | X, "snapshots, and devices of the list of files"),
+    CALL("openat", M | X, "userfaultfd, snapshots, guest memory once more for reading only"),
     CALL("mkdirat", M | X, "snapshots"),
     CALL("mkdir", M | X, "snapshots"),
     CALL("rename", M | X, "snapshots"),
