@@ -55,6 +55,8 @@ static struct {
     atomic_uint told[THREAD_KINDS][CALLS_MAX / 32];
     atomic_uint told_ioctls[IOCTLS_MAX];
     atomic_uint violations;
+    pthread_t early; /* makes the main thread's program while the machine is put together */
+    bool early_started;
 } box = {.mode = SANDBOX_OFF};
 
 /* sandbox_gate(nr, six arguments): a system call that the program lets pass by its address, that of sandbox_gate_end. */
@@ -279,6 +281,25 @@ PREPARE(THREAD_MIGRATE)
 
 /* -- entering -- */
 
+static void *prepare_early(void *arg)
+{
+    pthread_once(&box.programs[THREAD_MAIN].once, prepare_THREAD_MAIN);
+    return NULL;
+}
+
+/* The longest program takes a millisecond, which a start does not have to wait for. Where there is no thread it is made in time. */
+static void start_early(void)
+{
+    box.early_started = pthread_create(&box.early, NULL, prepare_early, NULL) == 0;
+}
+
+static void join_early(void)
+{
+    if (box.early_started)
+        pthread_join(box.early, NULL);
+    box.early_started = false;
+}
+
 void sandbox_enter(enum thread_kind kind)
 {
     static void (*const prepare_kind[THREAD_KINDS])(void) = {prepare_THREAD_MAIN, prepare_THREAD_VCPU, prepare_THREAD_IO,
@@ -288,6 +309,8 @@ void sandbox_enter(enum thread_kind kind)
 
     if (box.mode == SANDBOX_OFF)
         return;
+    if (kind == THREAD_MAIN)
+        join_early();
     pthread_once(&p->once, prepare_kind[kind]);
     r = p->error;
     if (r == 0 && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &p->bpf) < 0)
@@ -313,5 +336,6 @@ int sandbox_init(enum sandbox_mode mode)
     for (int kind = 0; kind < THREAD_KINDS; kind++)
         box.programs[kind].once = (pthread_once_t)PTHREAD_ONCE_INIT;
     thread_set_hook(sandbox_enter);
+    start_early();
     return 0;
 }
