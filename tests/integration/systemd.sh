@@ -138,7 +138,11 @@ drop_in umbra@web.service '[Unit]' After=umbra@db.service
 systemctl daemon-reload
 systemctl start umbra@db umbra@web
 for name in db web; do
-    wait_for_line /var/lib/umbra/$name/console '^umbra-guest: ready' 300 || bail "$name does not come up"
+    wait_for_line /var/lib/umbra/$name/console '^umbra-guest: ready' 200 || {
+        systemctl status "umbra@$name" 2>&1 | diag
+        tail -n 5 /var/lib/umbra/$name/console 2>&1 | diag
+        bail "$name does not come up"
+    }
 done
 # All of machines.target's, as at the end of the host.
 systemctl stop machines.target 'umbra@*.service'
