@@ -146,7 +146,7 @@ for name in db web; do
 done
 # All of machines.target's, as at the end of the host.
 systemctl stop machines.target 'umbra@*.service'
-is "$(journalctl -q -o cat -g 'the guest powered off' -o json | jq -r .UMBRA_VM | tr '\n' ' ')" "web db " \
+is "$(journalctl -q -o json | jq -r 'select(.MESSAGE == "the guest powered off") | .UMBRA_VM' | tr '\n' ' ')" "web db " \
     "guests are powered off, in the reverse of their order"
 is "$(show web Result) $(show db Result) $(show idle Result)" "success success success" "and that is a success"
 dpkg --purge umbra >"$tap_dir/dpkg" 2>&1
