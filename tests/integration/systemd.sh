@@ -144,8 +144,8 @@ for name in db web; do
         bail "$name does not come up"
     }
 done
-# In one go, as at the end of the host.
-systemctl stop 'umbra@*.service'
+# In one transaction, as at the end of the host: all that is in the slice goes with it.
+systemctl stop machine.slice
 is "$(journalctl -q -o json | jq -r 'select(.MESSAGE == "the guest powered off") | .UMBRA_VM' | tr '\n' ' ')" "web db " \
     "guests are powered off, in the reverse of their order"
 is "$(show web Result) $(show db Result) $(show idle Result)" "success success success" "and that is a success"
