@@ -97,8 +97,7 @@ static int run_program(char *const *argv, int out)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* umbrad of this installation; $UMBRAD for one that is not installed. */
-static char *umbrad(void)
+char *ctl_umbrad(void)
 {
     static char installed[] = UMBRA_SBINDIR "/umbrad";
     char *given = getenv("UMBRAD");
@@ -109,7 +108,7 @@ static char *umbrad(void)
 static bool draft_is_good(struct config_file *f)
 {
     char check[] = "--check-config";
-    char *argv[] = {umbrad(), check, f->draft, NULL};
+    char *argv[] = {ctl_umbrad(), check, f->draft, NULL};
     int null = open("/dev/null", O_WRONLY | O_CLOEXEC), r = run_program(argv, null);
 
     fd_close(null);
@@ -179,7 +178,7 @@ static int write_options(struct ctl *ctl, int fd)
 
     if (!argv)
         return -ENOMEM;
-    argv[0] = umbrad();
+    argv[0] = ctl_umbrad();
     argv[1] = print;
     argv[2] = runtime_dir;
     memcpy(&argv[3], ctl->args, (size_t)ctl->arg_count * sizeof(*argv));

@@ -1,8 +1,10 @@
 /* vmctl status and host: pages for a person, put together from what the daemon answers. */
 #include "config.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/size.h"
 #include "ctl/ctl.h"
@@ -221,12 +223,27 @@ static void print_verdicts(const json_t *host)
     table_print(t, stdout);
 }
 
+/* No VM that could be asked: umbrad finds it out by itself. */
+static int ask_umbrad(void)
+{
+    char check[] = "--check-host", *argv[] = {ctl_umbrad(), check, NULL};
+
+    execv(argv[0], argv);
+    ctl_error("%s: %s", argv[0], strerror(errno));
+    return CTL_FAILED;
+}
+
 int ctl_cmd_host(struct ctl *ctl)
 {
     _cleanup_client_ struct client *c = NULL;
     _cleanup_json_ json_t *host = NULL;
-    int r = ctl_connect(ctl, &c);
+    int r;
 
+    if (!ctl->vm[0] && ctl->output == CTL_JSON)
+        return ctl_usage(ctl, "without a VM that runs there is no JSON");
+    if (!ctl->vm[0])
+        return ask_umbrad();
+    r = ctl_connect(ctl, &c);
     if (r == CTL_DONE)
         r = ctl_ask(ctl, c, "query-host", NULL, &host);
     if (r)

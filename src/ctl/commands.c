@@ -129,7 +129,7 @@ const struct ctl_command ctl_commands[] = {
     {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
     {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},
     {"doctor", "[VM]", "what an expert would say of a VM, or of this host", doctor_options, 0, 1, ctl_cmd_doctor},
-    {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
+    {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM | CTL_VM_OR_NONE, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},
 };
@@ -171,6 +171,8 @@ static int run(struct ctl *ctl)
     if (r)
         return r;
     if (ctl->command->flags & CTL_VM) {
+        if (ctl->command->flags & CTL_VM_OR_NONE && ctl->arg_count == 0 && !vms_any_running(ctl->runtime_dir))
+            return ctl->command->run(ctl);
         r = vms_choose(ctl);
         if (r)
             return r;

@@ -43,6 +43,7 @@ struct ctl;
 
 enum ctl_flags {
     CTL_VM = 1 << 0, /* the first argument is a VM, which may be left out where there is only one */
+    CTL_VM_OR_NONE = 1 << 2, /* with CTL_VM: where no VM runs and none is named, vm is "" */
     CTL_FOREIGN = 1 << 1, /* what follows the first argument is another program's, options too */
 };
 
@@ -135,6 +136,9 @@ int ctl_ask_maybe(const struct ctl *ctl, struct client *client, const char *comm
 
 /* Print a value as JSON: indented for a person, on one line in a pipe. */
 void ctl_print_json(const json_t *value);
+
+/* umbrad of this installation; $UMBRAD for one that is not installed. */
+char *ctl_umbrad(void);
 
 /* -- the commands, a file a group -- */
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -35,9 +36,16 @@ bool vms_is_umbrad(pid_t pid)
 
 bool vms_running(const char *runtime_dir, const char *name)
 {
+    char path[64];
     pid_t pid;
 
-    return vms_pid_file(runtime_dir, name, &pid) == 0 && vms_is_umbrad(pid);
+    if (vms_pid_file(runtime_dir, name, &pid) < 0)
+        return false;
+    snprintf(path, sizeof(path), "/proc/%d", (int)pid);
+    if (access(path, F_OK) == 0)
+        return vms_is_umbrad(pid);
+    /* The stop command of a service may not be shown the processes of others, as its service's main process is there to it. */
+    return kill(pid, 0) == 0 || errno == EPERM;
 }
 
 bool vms_waiting(const char *runtime_dir, const char *name)
@@ -86,6 +94,16 @@ static void keep_listening(const char *runtime_dir, struct vm_names *v)
             free(v->names[i]);
     }
     v->count = kept;
+}
+
+bool vms_any_running(const char *runtime_dir)
+{
+    _cleanup_vm_names_ struct vm_names v = {0};
+    bool any = vm_names_scan(runtime_dir, &v) < 0;
+
+    for (size_t i = 0; i < v.count && !any; i++)
+        any = !vms_waiting(runtime_dir, v.names[i]) && vms_listening(runtime_dir, v.names[i]);
+    return any;
 }
 
 static int no_such_vm(const struct ctl *ctl, const struct vm_names *v)

@@ -14,6 +14,9 @@ bool vms_listening(const char *runtime_dir, const char *name);
 /* Whether the VM's daemon runs, found out without a connection: that could make systemd start it. */
 bool vms_running(const char *runtime_dir, const char *name);
 
+/* Whether any VM there does, or may do: one whose daemon is not called umbrad counts by its socket. */
+bool vms_any_running(const char *runtime_dir);
+
 /*
  * True where the control socket is there but no pid file: systemd listens on it, and a connection would start the VM. (A
  * daemon that was killed leaves its pid file.)

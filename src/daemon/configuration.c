@@ -751,9 +751,11 @@ static int resolve(struct config *c, char *error)
     if (!c->kvm_path || !*c->kvm_path)
         c->kvm_path = "/dev/kvm";
     r = paths_runtime_dir(c->runtime_dir, dir, sizeof(dir));
-    if (r == -ENOENT)
+    if (r == -ENOENT && c->action != CONFIG_RUN)
+        dir[0] = '\0';
+    else if (r == -ENOENT)
         return config_fail(error, "XDG_RUNTIME_DIR is not set: give --runtime-dir");
-    if (r < 0)
+    else if (r < 0)
         return config_fail(error, "--runtime-dir: longer than %zu bytes", sizeof(dir) - 1);
     r = config_set_string(&c->runtime_dir, dir);
     if (r == 0 && !c->name)
@@ -793,6 +795,19 @@ void config_print(const struct config *c)
     else
         puts(json_object_to_json_string_ext(c->given, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
                                                           JSON_C_TO_STRING_NOSLASHESCAPE));
+}
+
+bool config_option_at(unsigned int index, struct config_option *ret)
+{
+    if (index >= ARRAY_SIZE(options))
+        return false;
+    *ret = (struct config_option){
+        .key = options[index].key,
+        .arg = options[index].arg,
+        .help = options[index].help,
+        .in_file = options[index].where == EVERYWHERE,
+    };
+    return true;
 }
 
 void config_print_help(void)

@@ -101,6 +101,13 @@ int config_check(const struct config *c, char *error);
 /* Print what the command line said as a configuration file. */
 void config_print(const struct config *c);
 
+/* The table of options, for tests of the manuals: false beyond the last. */
+struct config_option {
+    const char *key, *arg, *help; /* arg: NULL for a flag */
+    bool in_file;
+};
+bool config_option_at(unsigned int index, struct config_option *ret);
+
 void config_print_help(void);
 
 #endif

@@ -423,7 +423,7 @@ static int check_paging(struct machine *m)
     vm_set_dirty_buffered(m->vm, m->host.proven != HOST_PAGING_SHADOW);
     if (m->config->paging == CONFIG_PAGING_ANY || m->host.proven == HOST_PAGING_SHADOW)
         return 0;
-    log_err("paging: KVM uses %s page tables here (%s); force shadow paging (kvm_amd npt=0, kvm_intel ept=0) or give --paging any",
+    log_err("paging: KVM uses %s page tables here (%s); umbra-shadow-paging forces shadow paging, --paging any does without",
             m->host.proven == HOST_PAGING_TDP ? "nested" : "unknown", m->host.how);
     return -ENOTSUP;
 }

@@ -16,6 +16,7 @@
 #include "base/thread.h"
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
+#include "daemon/lockdown.h"
 #include "daemon/machine.h"
 #include "daemon/metrics.h"
 #include "daemon/qmp-server.h"
@@ -124,6 +125,8 @@ static int start(struct daemon *d)
         .on_event = on_machine_event, .on_end = on_machine_end, .opaque = d};
     int r = rundir_new(d->config.runtime_dir, d->config.name, &d->rundir);
 
+    if (r == 0)
+        r = lockdown_begin(&d->config, d->rundir);
     if (r < 0)
         return r;
     d->events = create_event_base();
@@ -141,6 +144,8 @@ static int start(struct daemon *d)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
         r = serve_metrics(d);
+    if (r == 0)
+        r = lockdown_finish(&d->config, d->rundir);
     if (r == 0)
         r = machine_start(d->machine);
     if (r == 0)

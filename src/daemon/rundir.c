@@ -111,6 +111,22 @@ int rundir_new(const char *dir, const char *name, struct rundir **ret)
     return 0;
 }
 
+int rundir_give(const struct rundir *r, uid_t uid, gid_t gid)
+{
+    gid_t group = gid;
+
+    (void)paths_group_id(UMBRA_GROUP, &group);
+    if (fchown(r->lock_fd, uid, gid) == 0 && chown(r->dir, uid, group) == 0)
+        return 0;
+    log_err_errno(errno, "%s: cannot be given to user %u", r->dir, (unsigned int)uid);
+    return -errno;
+}
+
+const char *rundir_path(const struct rundir *r)
+{
+    return r->dir;
+}
+
 void rundir_free(struct rundir *r)
 {
     char path[RUNDIR_PATH_MAX];

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "mmu/flood.h"
 #include "mmu/tracker-internal.h"
@@ -67,7 +68,7 @@ static void *tracker_thread(void *arg)
 {
     struct tracker *t = arg;
 
-    pthread_setname_np(pthread_self(), "mmu");
+    thread_enter(THREAD_MMU, "mmu");
     tracker_relock(t);
     while (!t->quit) {
         struct timespec until = {.tv_sec = (time_t)(t->next_ns / NSEC_PER_SEC), .tv_nsec = (long)(t->next_ns % NSEC_PER_SEC)};
@@ -78,11 +79,14 @@ static void *tracker_thread(void *arg)
             pthread_cond_timedwait(&t->wake, &t->lock, &until);
         } else {
             tracker_unlock(t);
+            thread_busy();
             tracker_tick(t);
+            thread_idle();
             tracker_relock(t);
         }
     }
     tracker_unlock(t);
+    thread_leave();
     return NULL;
 }
 

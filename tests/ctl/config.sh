@@ -90,4 +90,9 @@ if type -P socat >/dev/null; then
 else
     skip "a VM that systemd would start" "socat is missing"
 fi
+mkdir "$tap_dir/none"
+printf '#!/bin/sh\necho "umbrad $*"\n' >"$tap_dir/checker"
+chmod +x "$tap_dir/checker"
+is "$(UMBRAD=$tap_dir/checker "$UMBRA_BUILDDIR/src/ctl/vmctl" --runtime-dir "$tap_dir/none" host)" "umbrad --check-host" \
+    "host without a VM asks umbrad"
 done_testing

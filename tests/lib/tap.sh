@@ -20,6 +20,7 @@ tap_failed=0
 tap_plan=
 tap_done=
 tap_exits=()
+tap_late=
 tap_dir=$(mktemp -d "${TMPDIR:-/tmp}/${0##*/}.XXXXXX") || exit 1
 
 tap_finish() {
@@ -29,6 +30,10 @@ tap_finish() {
         eval "${tap_exits[index]}"
     done
     rm -rf "$tap_dir"
+    if [ -n "$tap_late" ]; then
+        diag "$tap_late"
+        status=1
+    fi
     if [ -z "$tap_done" ]; then
         echo "Bail out! the test ended after $tap_count results, with status $status"
         [ "$status" -ne 0 ] || status=1
@@ -38,6 +43,11 @@ tap_finish() {
 trap tap_finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# A failure found out about after done_testing, by what on_exit has run: the test fails all the same.
+tap_failed_late() {
+    tap_late=$1
+}
 
 on_exit() {
     tap_exits+=("$(printf '%q ' "$@")")

@@ -12,11 +12,21 @@ UMBRA_BENCH=${UMBRA_BENCH:-$UMBRA_BUILD/bench}
 run=$tap_dir/run
 vm_pid=
 
+# What the sandbox had to say, whatever became of the test. Under UMBRA_SANDBOX=log every call passes: then this is the result.
+vm_violations() {
+    local found
+    found=$(grep -h 'sandbox: system call' "$tap_dir"/*.log 2>/dev/null)
+    [ -n "$found" ] || return 0
+    diag "$found"
+    [ "${UMBRA_SANDBOX:-}" != log ] || tap_failed_late "a system call is not on its list"
+}
+on_exit vm_violations
+
 # vm_spawn NAME ARGUMENT...: start umbrad; $vm_pid is its process. It ends with the test.
 vm_spawn() {
     local name=$1
     shift
-    "$UMBRAD" --runtime-dir "$run" --name "$name" "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
+    "$UMBRAD" --runtime-dir "$run" --name "$name" ${UMBRA_SANDBOX:+--sandbox "$UMBRA_SANDBOX"} "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
     vm_pid=$!
     on_exit vm_kill $vm_pid
 }

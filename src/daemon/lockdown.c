@@ -1,0 +1,80 @@
+#include "config.h"
+
+#include "daemon/lockdown.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "daemon/landlock.h"
+#include "daemon/privileges.h"
+#include "daemon/sandbox.h"
+
+/* What is opened while the VM runs, besides the VM's own directories. */
+static const struct {
+    const char *path;
+    bool write;
+} always[] = {
+    {"/dev/userfaultfd", true}, /* query-host, precise tracking, post-copy */
+    /* The names of a migration's peers. */
+    {"/etc/hosts", false},
+    {"/etc/resolv.conf", false},
+    {"/etc/nsswitch.conf", false},
+    {"/etc/gai.conf", false},
+    {"/etc/host.conf", false},
+    {"/etc/services", false},
+};
+
+int lockdown_begin(const struct config *c, const struct rundir *rundir)
+{
+    struct identity to;
+    int r = privileges_find(c->user, &to), other = r;
+
+    if (r > 0)
+        r = rundir_give(rundir, to.uid, to.gid);
+    if (r == 0)
+        r = privileges_drop(c->user, other > 0 ? &to : NULL);
+    if (r == 0)
+        r = sandbox_init(c->sandbox);
+    return r;
+}
+
+static int allow_all(struct landlock *l, const struct config *c, const struct rundir *rundir)
+{
+    char state[PATH_MAX];
+    int r = landlock_allow(l, rundir_path(rundir), true);
+
+    /* Removing the VM's directory takes a right to the one it is in. */
+    if (r == 0)
+        r = landlock_allow(l, c->runtime_dir, true);
+    if (r == 0 && snprintf(state, sizeof(state), "%s/%s", UMBRA_STATEDIR, c->name) < (int)sizeof(state))
+        r = landlock_allow(l, state, true);
+    for (size_t i = 0; i < ARRAY_SIZE(always) && r == 0; i++)
+        r = landlock_allow(l, always[i].path, always[i].write);
+    return r;
+}
+
+int lockdown_finish(const struct config *c, const struct rundir *rundir)
+{
+    struct landlock *l = NULL;
+    int r;
+
+    if (c->sandbox == SANDBOX_OFF)
+        return 0;
+    /* Landlock has no way to only tell: what it refuses it refuses. */
+    r = c->sandbox == SANDBOX_LOG ? 0 : landlock_new(&l);
+    if (r == 0)
+        r = allow_all(l, c, rundir);
+    if (r == 0)
+        r = landlock_enter(l);
+    landlock_free(l);
+    if (r < 0) {
+        log_err_errno(r, "sandbox: files cannot be closed off (--sandbox off goes without)");
+        return r;
+    }
+    sandbox_enter(THREAD_MAIN);
+    return 0;
+}
