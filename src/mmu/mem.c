@@ -383,19 +383,21 @@ static void note_pages(struct mem *mem, pfn_t first, pfn_t last)
     }
 }
 
-/* Called after the bytes were stored. */
-static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
+/* Called after the bytes were stored; `offset` is that in the RAM file. */
+static inline void note_range(struct mem *mem, uint64_t offset, uint64_t len)
 {
     /* The test must not move before the stores: the compiler is kept from it here, the CPU by mem_track_writes. */
     if (unlikely(mem->writers_fence))
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     else
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    if (unlikely(__atomic_load_n(&mem->tracking, __ATOMIC_RELAXED)) && len > 0) {
-        uint64_t offset = gpa - slot->base + slot->offset;
-
+    if (unlikely(__atomic_load_n(&mem->tracking, __ATOMIC_RELAXED)) && len > 0)
         note_pages(mem, bytes_to_pages(offset), bytes_to_pages(offset + len - 1));
-    }
+}
+
+static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
+{
+    note_range(mem, gpa - slot->base + slot->offset, len);
 }
 
 int mem_read(const struct mem *mem, gpa_t gpa, void *buf, size_t len)
@@ -449,6 +451,14 @@ void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len)
     assert(slot || len == 0);
     if (slot)
         note_write(mem, slot, gpa, len);
+}
+
+void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len)
+{
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->ram);
+
+    assert(offset <= mem->size && len <= mem->size - offset);
+    note_range(mem, offset, len);
 }
 
 int mem_discard(struct mem *mem)
