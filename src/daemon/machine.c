@@ -8,44 +8,14 @@
 #include "daemon/machine.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
 #include "daemon/machine-devices.h"
+#include "daemon/machine-internal.h"
 #include "device/devices.h"
-
-enum request {
-    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
-    REQUEST_INTERNAL_ERROR = 1 << 1,
-    REQUEST_CRASH = 1 << 2,
-    REQUEST_POWEROFF = 1 << 3,
-    REQUEST_RESET = 1 << 4,
-};
-
-struct machine {
-    const struct config *config;
-    struct event_base *events;
-    struct machine_observer observer;
-    struct mem *mem;
-    struct vm *vm;
-    struct boot_image *image;
-    struct chardev *console;
-    struct device_host device_host;
-    struct machine_devices *devices;
-    struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
-    enum run_state state;
-    bool ended;
-    struct host_info host;
-    bool host_examined; /* all of it, not only paging */
-
-    int request_fd;
-    struct event *request_event;
-    atomic_uint requests;
-    atomic_int exit_status;
-};
 
 static int create_devices(struct machine *m)
 {
@@ -101,7 +71,11 @@ static void on_vcpu_start(void *opaque)
 {
     struct machine *m = opaque;
 
-    host_prove_paging(m->vm, &m->host);
+    /* The proof would settle the vCPU's CPUID, which an arriving guest brings along. */
+    if (m->config->incoming)
+        host_prove_paging_apart(vm_kvm_fd(m->vm), &m->host);
+    else
+        host_prove_paging(m->vm, &m->host);
 }
 
 static void on_device_reset(void *opaque)
@@ -378,12 +352,16 @@ int machine_start(struct machine *m)
 {
     int r = check_paging(m);
 
-    if (r == 0)
+    if (r == 0 && m->config->incoming)
+        machine_devices_reset(m->devices);
+    else if (r == 0)
         r = load(m, false);
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
-    if (!m->config->paused) {
+    if (m->config->incoming) {
+        m->state = RUN_STATE_INMIGRATE;
+    } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
         run_guest(m);
     }
@@ -467,7 +445,11 @@ static int reset(struct machine *m, bool guest, const char *reason)
 
 int machine_reset(struct machine *m)
 {
-    int r = reset(m, false, "host-qmp-system-reset");
+    int r;
+
+    if (m->state == RUN_STATE_INMIGRATE)
+        return -EBUSY;
+    r = reset(m, false, "host-qmp-system-reset");
 
     if (r < 0)
         halt(m, RUN_STATE_INTERNAL_ERROR);
