@@ -203,6 +203,11 @@ static int set_check_config(struct config *c, const char *value, char *error)
     return set_path(&c->config_file, value, error);
 }
 
+static int set_incoming(struct config *c, const char *value, char *error)
+{
+    return set_path(&c->incoming, value, error);
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -255,6 +260,7 @@ static const struct option_row options[] = {
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
+    {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY, set_incoming},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device},
     {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level},
     {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir},
@@ -284,6 +290,7 @@ void config_clear(struct config *c)
     free(c->initrd);
     free(c->cmdline);
     free(c->console_path);
+    free(c->incoming);
     free(c->runtime_dir);
     free(c->config_file);
     *c = (struct config){0};

@@ -37,6 +37,7 @@ struct config {
     bool hugepages, prealloc, paused, test_device;
     enum chardev_kind console;
     char *console_path; /* file:PATH */
+    char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
     enum config_paging paging;
     enum dirty_backend dirty_log;
     char *runtime_dir;    /* as resolved */

@@ -8,96 +8,14 @@
 #include "daemon/machine.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
+#include "daemon/machine-devices.h"
+#include "daemon/machine-internal.h"
 #include "device/devices.h"
-
-enum request {
-    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
-    REQUEST_INTERNAL_ERROR = 1 << 1,
-    REQUEST_CRASH = 1 << 2,
-    REQUEST_POWEROFF = 1 << 3,
-    REQUEST_RESET = 1 << 4,
-};
-
-enum device_index {
-    DEV_SERIAL,
-    DEV_I8042,
-    DEV_RTC,
-    DEV_ACPI_PM,
-    DEV_TEST,
-    DEV_COUNT,
-};
-
-struct machine {
-    const struct config *config;
-    struct event_base *events;
-    struct machine_observer observer;
-    struct mem *mem;
-    struct vm *vm;
-    struct boot_image *image;
-    struct chardev *console;
-    struct device_host device_host;
-    struct device *devices[DEV_COUNT]; /* NULL where not wanted */
-    enum run_state state;
-    bool ended;
-    struct host_info host;
-    bool host_examined; /* all of it, not only paging */
-
-    int request_fd;
-    struct event *request_event;
-    atomic_uint requests;
-    atomic_int exit_status;
-};
-
-/* -- devices: the one table -- */
-
-struct device_row {
-    bool (*wanted)(const struct config *c); /* NULL: always */
-    int (*create)(struct machine *m, const struct device_env *env, struct device **ret);
-};
-
-static int create_serial(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return serial_create(env, m->console, ret);
-}
-
-static int create_i8042(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return i8042_create(env, ret);
-}
-
-static int create_rtc(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return rtc_create(env, ret);
-}
-
-static int create_acpi_pm(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return acpi_pm_create(env, ret);
-}
-
-static int create_testdev(struct machine *m, const struct device_env *env, struct device **ret)
-{
-    return testdev_create(env, ret);
-}
-
-static bool test_device_wanted(const struct config *c)
-{
-    return c->test_device;
-}
-
-static const struct device_row device_table[DEV_COUNT] = {
-    [DEV_SERIAL] = {NULL, create_serial},
-    [DEV_I8042] = {NULL, create_i8042},
-    [DEV_RTC] = {NULL, create_rtc},
-    [DEV_ACPI_PM] = {NULL, create_acpi_pm},
-    [DEV_TEST] = {test_device_wanted, create_testdev},
-};
 
 static int create_devices(struct machine *m)
 {
@@ -107,33 +25,26 @@ static int create_devices(struct machine *m)
         .irq = vm_irq_sink(m->vm),
         .events = m->events,
         .host = &m->device_host,
+        .vm = m->vm,
     };
 
-    for (int i = 0; i < DEV_COUNT; i++) {
-        int r;
-
-        if (device_table[i].wanted && !device_table[i].wanted(m->config))
-            continue;
-        r = device_table[i].create(m, &env, &m->devices[i]);
-        if (r < 0) {
-            log_err_errno(r, "device %d: cannot create", i);
-            return r;
-        }
-    }
-    return 0;
+    return machine_devices_new(m->config, &env, m->console, &m->devices);
 }
 
-static void reset_devices(struct machine *m)
+/* After it nothing changes guest memory but what the main thread does itself. */
+static void stop_guest(struct machine *m)
 {
-    for (int i = 0; i < DEV_COUNT; i++)
-        if (m->devices[i])
-            device_reset(m->devices[i]);
+    if (!m->vm)
+        return;
+    vm_pause(m->vm);
+    if (m->devices)
+        machine_devices_quiesce(m->devices);
 }
 
-static void destroy_devices(struct machine *m)
+static void run_guest(struct machine *m)
 {
-    for (int i = DEV_COUNT - 1; i >= 0; i--)
-        device_destroy(m->devices[i]);
+    machine_devices_resume(m->devices);
+    vm_resume(m->vm);
 }
 
 /* -- requests from vCPU threads and devices -- */
@@ -160,7 +71,11 @@ static void on_vcpu_start(void *opaque)
 {
     struct machine *m = opaque;
 
-    host_prove_paging(m->vm, &m->host);
+    /* The proof would settle the vCPU's CPUID, which an arriving guest brings along. */
+    if (m->config->incoming)
+        host_prove_paging_apart(vm_kvm_fd(m->vm), &m->host);
+    else
+        host_prove_paging(m->vm, &m->host);
 }
 
 static void on_device_reset(void *opaque)
@@ -207,7 +122,7 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    vm_pause(m->vm);
+    stop_guest(m);
     m->state = state;
     if (was_running)
         emit(m, "STOP", NULL);
@@ -227,7 +142,7 @@ static void guest_crashed(struct machine *m)
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    vm_pause(m->vm);
+    stop_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
     end(m, 0);
@@ -245,7 +160,7 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     if (m->ended)
         return;
     if (requests & REQUEST_EXIT) {
-        vm_pause(m->vm);
+        stop_guest(m);
         end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
@@ -291,11 +206,13 @@ static int open_image(struct machine *m)
         .kernel = m->config->kernel,
         .initrd = m->config->initrd,
         .cmdline = m->config->cmdline,
-        .acpi = {.cpus = m->config->cpus},
+        .acpi = {.cpus = m->config->cpus, .mmio_devices = m->mmio},
     };
     char error[BOOT_ERROR_MAX];
-    int r = boot_open(&config, error, &m->image);
+    int r;
 
+    config.acpi.mmio_device_count = machine_devices_describe(m->config, m->mmio);
+    r = boot_open(&config, error, &m->image);
     if (r < 0)
         log_err("%s", error);
     return r;
@@ -308,7 +225,7 @@ static int load(struct machine *m, bool memory_used)
     struct vcpu_entry entry;
     int r;
 
-    reset_devices(m);
+    machine_devices_reset(m->devices);
     r = memory_used ? mem_discard(m->mem) : 0;
     if (r < 0) {
         log_err_errno(r, "guest memory: cannot be cleared");
@@ -348,6 +265,8 @@ static int create_vm(struct machine *m)
         .cpus = m->config->cpus,
         .dirty_backend = m->config->dirty_log,
         .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
+        .register_base = VIRTIO_MMIO_BASE,
+        .register_pages = machine_devices_describe(m->config, m->mmio),
     };
     int r = vm_new(&config, m->mem, &m->vm);
 
@@ -409,12 +328,11 @@ void machine_free(struct machine *m)
 {
     if (!m)
         return;
-    if (m->vm)
-        vm_pause(m->vm);
+    stop_guest(m);
     /* While the serial port is there: it may hold bytes that the console had no room for. */
     if (m->console)
         chardev_drain(m->console, 1000);
-    destroy_devices(m);
+    machine_devices_free(m->devices);
     chardev_free(m->console);
     vm_free(m->vm);
     boot_close(m->image);
@@ -434,14 +352,18 @@ int machine_start(struct machine *m)
 {
     int r = check_paging(m);
 
-    if (r == 0)
+    if (r == 0 && m->config->incoming)
+        machine_devices_reset(m->devices);
+    else if (r == 0)
         r = load(m, false);
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
-    if (!m->config->paused) {
+    if (m->config->incoming) {
+        m->state = RUN_STATE_INMIGRATE;
+    } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        vm_resume(m->vm);
+        run_guest(m);
     }
     return 0;
 }
@@ -487,7 +409,7 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
         emit(m, "RESUME", NULL);
-        vm_resume(m->vm);
+        run_guest(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
@@ -507,7 +429,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    vm_pause(m->vm);
+    stop_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     atomic_store(&m->requests, 0);
     r = load(m, true);
@@ -515,7 +437,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
         return r;
     emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        vm_resume(m->vm);
+        run_guest(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -523,7 +445,11 @@ static int reset(struct machine *m, bool guest, const char *reason)
 
 int machine_reset(struct machine *m)
 {
-    int r = reset(m, false, "host-qmp-system-reset");
+    int r;
+
+    if (m->state == RUN_STATE_INMIGRATE)
+        return -EBUSY;
+    r = reset(m, false, "host-qmp-system-reset");
 
     if (r < 0)
         halt(m, RUN_STATE_INTERNAL_ERROR);
@@ -532,7 +458,7 @@ int machine_reset(struct machine *m)
 
 int machine_powerdown(struct machine *m)
 {
-    int r = acpi_pm_power_button(m->devices[DEV_ACPI_PM]);
+    int r = acpi_pm_power_button(machine_devices_find(m->devices, DEVICE_ACPI_PM, 0));
 
     if (r == 0)
         emit(m, "POWERDOWN", NULL);
@@ -543,7 +469,7 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    vm_pause(m->vm);
+    stop_guest(m);
     m->state = RUN_STATE_SHUTDOWN;
     emit(m, "SHUTDOWN", guest_reason(false, reason));
     end(m, 0);

@@ -47,7 +47,8 @@ int machine_new(const struct config *config, struct event_base *events, const st
 void machine_free(struct machine *m);
 
 /*
- * Load the guest and start it, unless --paused: then it stays in prelaunch. Refuses where paging is not what was asked for.
+ * Load the guest and start it, unless --paused: then it stays in prelaunch. One that is to arrive from elsewhere
+ * (--incoming) is waited for in inmigrate; see machine-state.h. Refuses where paging is not what was asked for.
  * Logs what is wrong; -errno. What can be done without the result of the proof is best done before.
  */
 int machine_start(struct machine *m);
@@ -59,7 +60,7 @@ const char *machine_run_state_name(enum run_state state);
 void machine_stop(struct machine *m);
 /* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
 int machine_cont(struct machine *m, const char **ret_why);
-/* system_reset: also the way out of internal-error. 0 or -errno, logged. */
+/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY in inmigrate. */
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);

@@ -23,6 +23,24 @@ void device_reset(struct device *dev)
     pthread_mutex_unlock(&dev->lock);
 }
 
+void device_quiesce(struct device *dev)
+{
+    if (!dev->ops->quiesce)
+        return;
+    pthread_mutex_lock(&dev->lock);
+    dev->ops->quiesce(dev);
+    pthread_mutex_unlock(&dev->lock);
+}
+
+void device_resume(struct device *dev)
+{
+    if (!dev->ops->resume)
+        return;
+    pthread_mutex_lock(&dev->lock);
+    dev->ops->resume(dev);
+    pthread_mutex_unlock(&dev->lock);
+}
+
 void device_save(struct device *dev, struct state_writer *w)
 {
     if (!dev->ops->save)
@@ -54,6 +72,8 @@ void device_destroy(struct device *dev)
 {
     if (!dev)
         return;
+    if (dev->ops->detach)
+        dev->ops->detach(dev);
     pthread_mutex_destroy(&dev->lock);
     dev->ops->destroy(dev);
 }

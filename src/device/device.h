@@ -34,6 +34,10 @@ struct device_clock {
     void *opaque;
 };
 
+struct device;
+struct io_thread;
+struct vm;
+
 /* Where a device is put together. A device copies it; what it points to must outlive the device. */
 struct device_env {
     struct mem *mem;
@@ -42,9 +46,9 @@ struct device_env {
     struct event_base *events; /* main loop; NULL in tests without one: no interrupts of timers then */
     const struct device_host *host;
     const struct device_clock *clock; /* NULL: the host's clocks; with one of a test, timers never fire */
+    struct io_thread *io; /* NULL in tests without one: what it would do is done at once, by the caller */
+    struct vm *vm;        /* for ioeventfd, irqfd and register pages; NULL in tests: bus and irq serve then */
 };
-
-struct device;
 
 struct device_ops {
     const char *name; /* also its section name in a machine state */
@@ -56,6 +60,15 @@ struct device_ops {
      */
     void (*save)(struct device *dev, struct state_writer *w);
     int (*restore)(struct device *dev, struct state_reader *r, const struct state_section *s);
+    /*
+     * Quiesce: after it no thread does anything for the device, and nothing of it touches guest memory, until resume.
+     * Requests that were under way have ended, or are held back and part of the state. NULL for a device that acts only
+     * in bus callbacks and on the main thread.
+     */
+    void (*quiesce)(struct device *dev);
+    void (*resume)(struct device *dev);
+    /* The only one that is called without the lock: other threads let go of the device. NULL: there are none. */
+    void (*detach)(struct device *dev);
     /* Take the device off the bus and free it. */
     void (*destroy)(struct device *dev);
 };
@@ -68,6 +81,10 @@ struct device {
 };
 
 void device_init(struct device *dev, const struct device_ops *ops, uint32_t instance);
+
+/* Both idempotent; a device begins quiet. With the vCPUs parked. */
+void device_quiesce(struct device *dev);
+void device_resume(struct device *dev);
 
 /* Power-on state, its interrupt line low. */
 void device_reset(struct device *dev);

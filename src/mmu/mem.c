@@ -419,8 +419,8 @@ static void note_for_listeners(struct mem *mem, unsigned int listeners, uint64_t
             note_pages(&mem->notes[i], bytes_to_pages(offset), bytes_to_pages(offset + len - 1));
 }
 
-/* Called after the bytes were stored. */
-static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
+/* Called after the bytes were stored; `offset` is that in the RAM file. */
+static inline void note_range(struct mem *mem, uint64_t offset, uint64_t len)
 {
     unsigned int listeners;
 
@@ -431,7 +431,12 @@ static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
     listeners = __atomic_load_n(&mem->tracking, __ATOMIC_RELAXED);
     if (unlikely(listeners))
-        note_for_listeners(mem, listeners, gpa - slot->base + slot->offset, len);
+        note_for_listeners(mem, listeners, offset, len);
+}
+
+static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
+{
+    note_range(mem, gpa - slot->base + slot->offset, len);
 }
 
 int mem_read(const struct mem *mem, gpa_t gpa, void *buf, size_t len)
@@ -485,6 +490,14 @@ void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len)
     assert(slot || len == 0);
     if (slot)
         note_write(mem, slot, gpa, len);
+}
+
+void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len)
+{
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->ram);
+
+    assert(offset <= mem->size && len <= mem->size - offset);
+    note_range(mem, offset, len);
 }
 
 int mem_discard(struct mem *mem)

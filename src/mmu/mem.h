@@ -92,6 +92,8 @@ bool mem_is_ram(const struct mem *mem, gpa_t gpa, uint64_t len);
  */
 void *mem_ptr(const struct mem *mem, gpa_t gpa, uint64_t len);
 void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len);
+/* The same for a range that mem_ptr gave out, or a part of it. */
+void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len);
 
 /*
  * Fill all RAM with zeros (every page counts as written) and give the memory back to the host, unless it was

@@ -20,6 +20,8 @@ struct vm {
     struct irq_sink irq;
     enum dirty_backend dirty_backend;
     uint32_t ring_entries;
+    uint8_t *registers; /* vm_register_pages */
+    size_t register_size;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */

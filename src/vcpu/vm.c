@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -136,6 +137,33 @@ static int set_slots(struct vm *vm, bool logging)
         if (r < 0)
             return r;
     }
+    return 0;
+}
+
+/* Registers are an optimization: where it cannot be had, every read of them is an exit. 0 or -ENOMEM. */
+static int set_register_slot(struct vm *vm, uint64_t base, unsigned int pages)
+{
+    struct kvm_userspace_memory_region region = {
+        .slot = MEM_MAX_SLOTS,
+        .flags = KVM_MEM_READONLY,
+        .guest_phys_addr = base,
+        .memory_size = pages_to_bytes(pages),
+    };
+    void *p;
+
+    if (pages == 0 || vm_check_extension(vm, KVM_CAP_READONLY_MEM) <= 0)
+        return 0;
+    p = mmap(NULL, region.memory_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return -ENOMEM;
+    region.userspace_addr = (uintptr_t)p;
+    if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0) {
+        log_debug("registers: no read-only memory slot: %s", strerror(errno));
+        munmap(p, region.memory_size);
+        return 0;
+    }
+    vm->registers = p;
+    vm->register_size = region.memory_size;
     return 0;
 }
 
@@ -296,7 +324,7 @@ static void irq_sink_set(void *opaque, unsigned int gsi, int level)
 }
 
 /* On vm->kvm_fd: a VM with its chips and vCPUs but no thread running. Without memory: one to read power-on state from. */
-static int build(struct vm *vm)
+static int build(struct vm *vm, const struct vm_config *config)
 {
     int r;
 
@@ -316,6 +344,8 @@ static int build(struct vm *vm)
     /* Before the chips: with those there a change of slots waits for readers of the bus, 5 ms and more. */
     if (r == 0 && vm->mem)
         r = set_slots(vm, false);
+    if (r == 0 && config)
+        r = set_register_slot(vm, config->register_base, config->register_pages);
     if (r == 0)
         r = create_chips(vm);
     if (r == 0)
@@ -359,7 +389,7 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
     if (r >= 0)
         r = cpuid_fetch_start(vm->kvm_fd, &vm->cpuid);
     if (r == 0)
-        r = build(vm);
+        r = build(vm, config);
     if (r < 0) {
         vm_free(vm);
         return r;
@@ -393,6 +423,8 @@ void vm_free(struct vm *vm)
         cpuid_fetch_free(vm->cpuid);
     fd_close(vm->fd);
     fd_close(vm->kvm_fd);
+    if (vm->registers)
+        munmap(vm->registers, vm->register_size);
     pthread_cond_destroy(&vm->parked_cv);
     pthread_cond_destroy(&vm->go_cv);
     pthread_mutex_destroy(&vm->lock);
@@ -441,6 +473,25 @@ bool vm_running(const struct vm *vm)
     return atomic_load(&vm->run);
 }
 
+/*
+ * A guest that came from elsewhere has the CPUID it brought along, and KVM takes no other now that it has run.
+ */
+static int copy_cpuids(struct vm *to, const struct vm *from)
+{
+    struct kvm_cpuid2 *t = calloc(1, sizeof(*t) + CPUID_MAX_ENTRIES * sizeof(t->entries[0]));
+    int r = t ? 0 : -ENOMEM;
+
+    for (unsigned int i = 0; i < to->cpus && r == 0; i++) {
+        t->nent = CPUID_MAX_ENTRIES;
+        if (ioctl(from->vcpus[i]->fd, KVM_GET_CPUID2, t) < 0 || ioctl(to->vcpus[i]->fd, KVM_SET_CPUID2, t) < 0) {
+            r = -errno;
+            log_err_errno(r, "vcpu%u: CPUID cannot be copied", i);
+        }
+    }
+    free(t);
+    return r;
+}
+
 /* Load what a VM that was just made has: KVM itself says what power-on state is, MSR by MSR. */
 static int load_power_on_state(struct vm *vm)
 {
@@ -456,7 +507,9 @@ static int load_power_on_state(struct vm *vm)
     state_writer_init(&w);
     fresh->cpuid = vm->cpuid;
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
-    err = fresh->kvm_fd < 0 ? -errno : build(fresh);
+    err = fresh->kvm_fd < 0 ? -errno : build(fresh, NULL);
+    if (err == 0)
+        err = copy_cpuids(fresh, vm);
     if (err == 0)
         err = vm_state_save(fresh, &w);
     if (err == 0)
@@ -464,7 +517,7 @@ static int load_power_on_state(struct vm *vm)
     if (err == 0)
         err = state_reader_init(&r, data, len);
     if (err == 0)
-        err = vm_state_load(vm, &r);
+        err = vm_state_load(vm, &r, 0);
     if (err < 0 && r.error[0])
         log_err("reset: %s", r.error);
     state_reader_clear(&r);
@@ -549,6 +602,11 @@ void vm_irq_line(struct vm *vm, unsigned int gsi, int level)
     /* KVM refuses only a line that does not exist, and the lines are ours. */
     if (ioctl(vm->fd, KVM_IRQ_LINE, &arg) < 0)
         log_warn_limited("irq %u: cannot set level %d", gsi, level);
+}
+
+uint8_t *vm_register_pages(const struct vm *vm)
+{
+    return vm->registers;
 }
 
 void vm_set_dirty_buffered(struct vm *vm, bool on)

@@ -49,6 +49,9 @@ struct vm_config {
     unsigned int cpus;
     enum dirty_backend dirty_backend;
     struct vm_callbacks callbacks;
+    /* Device registers in memory that the guest reads without an exit; see vm_register_pages. */
+    uint64_t register_base;
+    unsigned int register_pages; /* may be 0 */
 };
 
 /* Open KVM, check what is needed (one error line names each missing capability), create the VM with irqchip and PIT,
@@ -78,6 +81,13 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index);
  * nested page tables only): a harvest of the ring then kicks every vCPU. Off at first. VM paused.
  */
 void vm_set_dirty_buffered(struct vm *vm, bool on);
+
+/*
+ * Pages at register_base that the guest sees as they stand here: it reads them without leaving the guest, and its writes
+ * come to the bus as they do elsewhere. NULL where there are none or KVM has no read-only memory: then reads come to the
+ * bus, too. Zero at first.
+ */
+uint8_t *vm_register_pages(const struct vm *vm);
 
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);

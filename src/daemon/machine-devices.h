@@ -1,0 +1,56 @@
+/*
+ * The devices of a machine: one table says which there are, in which order they are made and how many of each; making,
+ * resetting, pausing, saving, restoring and freeing all follow it. Main thread only.
+ */
+#ifndef UMBRA_DAEMON_MACHINE_DEVICES_H
+#define UMBRA_DAEMON_MACHINE_DEVICES_H
+
+#include "boot/acpi.h"
+#include "daemon/configuration.h"
+#include "device/chardev.h"
+#include "device/device.h"
+#include "device/virtio/mmio.h"
+
+enum machine_device {
+    DEVICE_SERIAL,
+    DEVICE_I8042,
+    DEVICE_RTC,
+    DEVICE_ACPI_PM,
+    DEVICE_TEST,
+    DEVICE_KINDS,
+};
+
+struct machine_devices;
+
+/*
+ * Make them all; -errno, logged. env without `io`: a thread is started if a device wants one. `console` and what env points
+ * to must outlive them. They are quiet until machine_devices_resume.
+ */
+int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
+                        struct machine_devices **ret);
+/* NULL is fine. */
+void machine_devices_free(struct machine_devices *d);
+
+/* With the vCPUs parked. Quiesce waits for what is under way (disk requests). Both idempotent. */
+void machine_devices_quiesce(struct machine_devices *d);
+void machine_devices_resume(struct machine_devices *d);
+/* Quiet only. */
+void machine_devices_reset(struct machine_devices *d);
+void machine_devices_save(struct machine_devices *d, struct state_writer *w);
+/* As device_restore, of the first that fails. */
+int machine_devices_restore(struct machine_devices *d, struct state_reader *r);
+
+/*
+ * Tell of every device that only one of the two has: the state (whose sections named in `others`, NULL at its end, are no
+ * devices) and this machine.
+ */
+void machine_devices_compare(struct machine_devices *d, struct state_reader *r, const char *const *others,
+                             void (*report)(void *opaque, const char *text), void *opaque);
+
+/* The index-th device of a kind, or NULL. */
+struct device *machine_devices_find(const struct machine_devices *d, enum machine_device kind, unsigned int index);
+
+/* What the guest is told of devices in memory, before they are made; the number of entries. */
+unsigned int machine_devices_describe(const struct config *config, struct acpi_mmio_device ret[VIRTIO_MMIO_SLOTS]);
+
+#endif

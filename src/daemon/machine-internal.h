@@ -1,0 +1,40 @@
+/* What the files of the machine share. */
+#ifndef UMBRA_DAEMON_MACHINE_INTERNAL_H
+#define UMBRA_DAEMON_MACHINE_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "daemon/machine-devices.h"
+#include "daemon/machine.h"
+
+enum request {
+    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
+    REQUEST_INTERNAL_ERROR = 1 << 1,
+    REQUEST_CRASH = 1 << 2,
+    REQUEST_POWEROFF = 1 << 3,
+    REQUEST_RESET = 1 << 4,
+};
+
+struct machine {
+    const struct config *config;
+    struct event_base *events;
+    struct machine_observer observer;
+    struct mem *mem;
+    struct vm *vm;
+    struct boot_image *image;
+    struct chardev *console;
+    struct device_host device_host;
+    struct machine_devices *devices;
+    struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
+    enum run_state state;
+    bool ended;
+    struct host_info host;
+    bool host_examined; /* all of it, not only paging */
+
+    int request_fd;
+    struct event *request_event;
+    atomic_uint requests;
+    atomic_int exit_status;
+};
+
+#endif
