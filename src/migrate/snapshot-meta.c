@@ -20,7 +20,7 @@
 #define MEMORY_MAX (UINT64_C(512) << 30)
 #define MEMORY_ALIGN ((uint64_t)SNAPSHOT_CHUNK_PAGES * SNAPSHOT_PAGE_SIZE)
 
-static const char *const paging_modes[] = {"shadow", "nested", "unknown"};
+static const char *const paging_modes[] = {"shadow", "tdp", "unknown"};
 
 void snapshot_meta_clear(struct snapshot_meta *m)
 {
@@ -265,7 +265,7 @@ static int get_paging(struct parser *p, const json_t *root)
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(paging_modes); i++)
         if (strcmp(p->meta->paging, paging_modes[i]) == 0)
             return 0;
-    return r < 0 ? r : bad(p, "\"paging\" is \"%.40s\", not shadow, nested or unknown", p->meta->paging);
+    return r < 0 ? r : bad(p, "\"paging\" is \"%.40s\", not shadow, tdp or unknown", p->meta->paging);
 }
 
 static int read_root(struct parser *p, const json_t *root)

@@ -27,7 +27,7 @@ struct snapshot_meta {
     char parent_path[SNAPSHOT_PATH_MAX + 1];
     uint64_t created; /* seconds since 1970 */
     char producer[SNAPSHOT_TEXT_MAX];
-    char paging[SNAPSHOT_TEXT_MAX]; /* "shadow", "nested" or "unknown" */
+    char paging[SNAPSHOT_TEXT_MAX]; /* "shadow", "tdp" or "unknown" */
     uint64_t memory;                /* bytes of guest RAM, a multiple of 1 MiB */
     uint64_t byte_pages, zero_pages;
     uint64_t epoch; /* of the dirty log's consumer, 0 without */
