@@ -78,7 +78,7 @@ void dirty_log_free(struct dirty_log *log)
     if (!log)
         return;
     if (log->logging)
-        mem_track_writes(log->mem, false);
+        mem_track_writes(log->mem, MEM_LISTENER_DIRTY_LOG, false);
     for (size_t i = 0; i < log->consumer_count; i++)
         consumer_free(log->consumers[i]);
     page_set_free(&log->harvest);
@@ -129,7 +129,7 @@ static int harvest(struct dirty_log *log)
     dirty_count(&log->stats.harvests, 1);
     if (r < 0)
         dirty_count(&log->stats.failures, 1);
-    vmm = mem_collect_writes(log->mem, &log->harvest);
+    vmm = mem_collect_writes(log->mem, MEM_LISTENER_DIRTY_LOG, &log->harvest);
     dirty_count(&log->stats.vmm_pages, vmm);
     dirty_count(&log->stats.pages, log->harvest.pages);
     distribute(log);
@@ -142,7 +142,7 @@ static int look(struct dirty_log *log, const struct dirty_consumer *c)
     int r;
 
     /* The VMM's notes cannot be looked at without taking them; so they become pending now. */
-    dirty_count(&log->stats.vmm_pages, mem_collect_writes(log->mem, &log->harvest));
+    dirty_count(&log->stats.vmm_pages, mem_collect_writes(log->mem, MEM_LISTENER_DIRTY_LOG, &log->harvest));
     dirty_count(&log->stats.pages, log->harvest.pages);
     distribute(log);
     r = log->config.backend == DIRTY_RING ? dirty_ring_look(log) : dirty_bitmap_look(log);
@@ -182,7 +182,7 @@ static int stop_logging(struct dirty_log *log)
 {
     int r = log->config.ops->set_logging(log->config.opaque, false);
 
-    mem_track_writes(log->mem, false);
+    mem_track_writes(log->mem, MEM_LISTENER_DIRTY_LOG, false);
     log->logging = r < 0;
     return r;
 }
@@ -196,7 +196,7 @@ static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
     bool stale = log->config.initially_set || log->logging;
     int r = 0;
 
-    mem_track_writes(log->mem, true);
+    mem_track_writes(log->mem, MEM_LISTENER_DIRTY_LOG, true);
     /* From here on, on an error too: it may be on for some slots only. */
     log->logging = true;
     /* Entries may be left in the rings from the last time. Nobody consumes: they go nowhere. */

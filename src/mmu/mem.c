@@ -1,10 +1,11 @@
 /*
  * Guest memory.
  *
- * The mapping stands between two inaccessible guard areas, so that a stray access past the end of RAM faults instead of
- * hitting another mapping, and starts on a 2 MiB boundary.
+ * The two mappings (mem.h) stand between inaccessible guard areas, so that a stray access past the end of RAM faults instead
+ * of hitting another mapping, and start on a 2 MiB boundary. Preallocation fills the page tables of the guest's only; the
+ * VMM writes to few pages.
  *
- * Notes of VMM writes. One bit a page, and above it a summary with one bit for each group of 64 words, so that a harvest
+ * Notes of VMM writes. For each listener one bit a page, and above it a summary with one bit for each group of 64 words, so that a harvest
  * finds nothing in a few loads, and a few notes without reading the whole bitmap. No note may be lost against a harvest that
  * runs at the same time:
  *
@@ -59,19 +60,21 @@ struct mem {
     uint64_t size;
     int fd;
     bool hugepages, prealloc;
-    uint8_t *area; /* guard, RAM, guard */
+    uint8_t *area; /* guard, RAM, guard, alias, guard */
     size_t area_size;
-    uint8_t *ram;
+    uint8_t *ram, *alias;
     struct mem_slot slots[MEM_MAX_SLOTS];
     unsigned int slot_count;
 
     /* Notes of VMM writes; see above. */
-    bool tracking;       /* atomic */
+    uint8_t tracking;    /* atomic; bit i: listener i */
     bool writers_fence;  /* there is no membarrier: every write has its own fence. Set once by mem_new */
-    uint64_t *notes;     /* atomic words */
-    uint64_t *summary;   /* atomic words; bit i: group i of notes may have a bit */
+    struct notes {
+        uint64_t *map;     /* atomic words */
+        uint64_t *summary; /* atomic words; bit i: group i of the map may have a bit */
+    } notes[MEM_LISTENERS];
     size_t note_words, summary_words;
-    size_t notes_size; /* of the mapping that holds both, bytes */
+    size_t notes_size; /* of the mapping that holds all of them, bytes */
 };
 
 static_assert(MEM_SIZE_ALIGN / GUEST_PAGE_SIZE % BITMAP_WORD_BITS == 0, "a slot is whole words of a bitmap");
@@ -149,13 +152,33 @@ static int open_ram_file(struct mem *mem)
     return 0;
 }
 
-static int map_ram(struct mem *mem)
+/* Map the RAM file over [at, at + size) of the area. */
+static int map_file(struct mem *mem, uint8_t *at)
 {
     /* Huge pages are reserved by mmap, so that a shortage shows here and not as SIGBUS in the running guest. */
     int flags = MAP_SHARED | MAP_FIXED | (mem->hugepages ? 0 : MAP_NORESERVE);
+
+    if (mmap(at, mem->size, PROT_READ | PROT_WRITE, flags, mem->fd, 0) == MAP_FAILED) {
+        int r = -errno;
+
+        if (mem->hugepages)
+            log_huge_page_shortage(mem->size, r);
+        else
+            log_err_errno(r, "guest memory: cannot map %llu bytes", (unsigned long long)mem->size);
+        return r;
+    }
+    /* A core dump is about the VMM; the guest's memory would swamp it, and is not ours to write to disk. */
+    if (madvise(at, mem->size, MADV_DONTDUMP) < 0)
+        log_warn_errno(errno, "guest memory: cannot be kept out of core dumps");
+    return 0;
+}
+
+static int map_ram(struct mem *mem)
+{
+    uint64_t span = align_up(mem->size, GUARD_SIZE);
     int r;
 
-    mem->area_size = mem->size + 3 * GUARD_SIZE;
+    mem->area_size = 2 * span + 4 * GUARD_SIZE;
     mem->area = mmap(NULL, mem->area_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mem->area == MAP_FAILED) {
         mem->area = NULL;
@@ -164,49 +187,50 @@ static int map_ram(struct mem *mem)
         return r;
     }
     mem->ram = (uint8_t *)align_up((uintptr_t)mem->area + GUARD_SIZE, GUARD_SIZE);
-    if (mmap(mem->ram, mem->size, PROT_READ | PROT_WRITE, flags, mem->fd, 0) == MAP_FAILED) {
-        r = -errno;
-        mem->ram = NULL;
-        if (mem->hugepages)
-            log_huge_page_shortage(mem->size, r);
-        else
-            log_err_errno(r, "guest memory: cannot map %llu bytes", (unsigned long long)mem->size);
-        return r;
-    }
-    /* A core dump is about the VMM; the guest's memory would swamp it, and is not ours to write to disk. */
-    if (madvise(mem->ram, mem->size, MADV_DONTDUMP) < 0)
-        log_warn_errno(errno, "guest memory: cannot be kept out of core dumps");
-    return 0;
+    mem->alias = mem->ram + span + GUARD_SIZE;
+    r = map_file(mem, mem->ram);
+    return r < 0 ? r : map_file(mem, mem->alias);
 }
 
 static int map_notes(struct mem *mem)
 {
-    void *p;
+    uint64_t *p;
+    size_t words;
 
     mem->note_words = bitmap_words(bytes_to_pages(mem->size));
     mem->summary_words = bitmap_words(DIV_ROUND_UP(mem->note_words, NOTE_GROUP));
-    mem->notes_size = (mem->note_words + mem->summary_words) * sizeof(uint64_t);
+    words = mem->note_words + mem->summary_words;
+    mem->notes_size = MEM_LISTENERS * words * sizeof(uint64_t);
     /* Takes no memory until something is noted. */
     p = mmap(NULL, mem->notes_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         return -errno;
-    mem->notes = p;
-    mem->summary = mem->notes + mem->note_words;
+    for (unsigned int i = 0; i < MEM_LISTENERS; i++) {
+        mem->notes[i].map = p + i * words;
+        mem->notes[i].summary = mem->notes[i].map + mem->note_words;
+    }
     mem->writers_fence = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) < 0;
     return 0;
+}
+
+static void add_slot(struct mem *mem, gpa_t base, uint64_t offset, uint64_t size)
+{
+    mem->slots[mem->slot_count] = (struct mem_slot){.id = mem->slot_count,
+                                                    .base = base,
+                                                    .size = size,
+                                                    .offset = offset,
+                                                    .hva = mem->ram + offset,
+                                                    .alias = mem->alias + offset};
+    mem->slot_count++;
 }
 
 static void make_slots(struct mem *mem)
 {
     uint64_t low = MIN(mem->size, MEM_HOLE_START);
 
-    mem->slots[0] = (struct mem_slot){.id = 0, .base = 0, .size = low, .offset = 0, .hva = mem->ram};
-    mem->slot_count = 1;
-    if (mem->size > low) {
-        mem->slots[1] = (struct mem_slot){
-            .id = 1, .base = MEM_HOLE_END, .size = mem->size - low, .offset = low, .hva = mem->ram + low};
-        mem->slot_count = 2;
-    }
+    add_slot(mem, 0, 0, low);
+    if (mem->size > low)
+        add_slot(mem, MEM_HOLE_END, low, mem->size - low);
 }
 
 /* -- preallocation ------------------------------------------------------------ */
@@ -322,8 +346,8 @@ void mem_free(struct mem *mem)
 {
     if (!mem)
         return;
-    if (mem->notes)
-        munmap(mem->notes, mem->notes_size);
+    if (mem->notes[0].map)
+        munmap(mem->notes[0].map, mem->notes_size);
     if (mem->area)
         munmap(mem->area, mem->area_size);
     fd_close(mem->fd);
@@ -348,6 +372,11 @@ const struct mem_slot *mem_slots(const struct mem *mem, unsigned int *ret_count)
     return mem->slots;
 }
 
+bool mem_hugepages(const struct mem *mem)
+{
+    return mem->hugepages;
+}
+
 int mem_fd(const struct mem *mem)
 {
     return mem->fd;
@@ -367,32 +396,42 @@ static inline const struct mem_slot *find_slot(const struct mem *mem, gpa_t gpa,
 }
 
 /* Note RAM pages [first, last]. */
-static void note_pages(struct mem *mem, pfn_t first, pfn_t last)
+static void note_pages(struct notes *notes, pfn_t first, pfn_t last)
 {
     for (size_t w = (size_t)(first / 64); w <= last / 64; w++) {
         size_t group = w / NOTE_GROUP;
-        uint64_t bits = UINT64_MAX, *sum = &mem->summary[group / 64], sum_bit = UINT64_C(1) << (group % 64);
+        uint64_t bits = UINT64_MAX, *sum = &notes->summary[group / 64], sum_bit = UINT64_C(1) << (group % 64);
 
         if (w == first / 64)
             bits &= UINT64_MAX << (first % 64);
         if (w == last / 64)
             bits &= UINT64_MAX >> (63 - last % 64);
-        __atomic_fetch_or(&mem->notes[w], bits, __ATOMIC_SEQ_CST);
+        __atomic_fetch_or(&notes->map[w], bits, __ATOMIC_SEQ_CST);
         if (!(__atomic_load_n(sum, __ATOMIC_SEQ_CST) & sum_bit))
             __atomic_fetch_or(sum, sum_bit, __ATOMIC_SEQ_CST);
     }
 }
 
+static void note_for_listeners(struct mem *mem, unsigned int listeners, uint64_t offset, uint64_t len)
+{
+    for (unsigned int i = 0; i < MEM_LISTENERS && len > 0; i++)
+        if (listeners & 1u << i)
+            note_pages(&mem->notes[i], bytes_to_pages(offset), bytes_to_pages(offset + len - 1));
+}
+
 /* Called after the bytes were stored; `offset` is that in the RAM file. */
 static inline void note_range(struct mem *mem, uint64_t offset, uint64_t len)
 {
+    unsigned int listeners;
+
     /* The test must not move before the stores: the compiler is kept from it here, the CPU by mem_track_writes. */
     if (unlikely(mem->writers_fence))
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     else
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    if (unlikely(__atomic_load_n(&mem->tracking, __ATOMIC_RELAXED)) && len > 0)
-        note_pages(mem, bytes_to_pages(offset), bytes_to_pages(offset + len - 1));
+    listeners = __atomic_load_n(&mem->tracking, __ATOMIC_RELAXED);
+    if (unlikely(listeners))
+        note_for_listeners(mem, listeners, offset, len);
 }
 
 static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
@@ -416,7 +455,7 @@ int mem_write(struct mem *mem, gpa_t gpa, const void *buf, size_t len)
 
     if (unlikely(!slot))
         return len ? -EFAULT : 0;
-    memcpy(slot->hva + (gpa - slot->base), buf, len);
+    memcpy(slot->alias + (gpa - slot->base), buf, len);
     note_write(mem, slot, gpa, len);
     return 0;
 }
@@ -427,7 +466,7 @@ int mem_set(struct mem *mem, gpa_t gpa, int byte, size_t len)
 
     if (unlikely(!slot))
         return len ? -EFAULT : 0;
-    memset(slot->hva + (gpa - slot->base), byte, len);
+    memset(slot->alias + (gpa - slot->base), byte, len);
     note_write(mem, slot, gpa, len);
     return 0;
 }
@@ -441,7 +480,7 @@ void *mem_ptr(const struct mem *mem, gpa_t gpa, uint64_t len)
 {
     const struct mem_slot *slot = find_slot(mem, gpa, len);
 
-    return slot ? slot->hva + (gpa - slot->base) : NULL;
+    return slot ? slot->alias + (gpa - slot->base) : NULL;
 }
 
 void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len)
@@ -455,7 +494,7 @@ void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len)
 
 void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len)
 {
-    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->ram);
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->alias);
 
     assert(offset <= mem->size && len <= mem->size - offset);
     note_range(mem, offset, len);
@@ -499,50 +538,62 @@ gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn)
 
 /* -- notes of VMM writes ------------------------------------------------------ */
 
-void mem_track_writes(struct mem *mem, bool on)
+static void forget(const struct mem *mem, struct notes *notes)
 {
-    /* What is left from before. A writer that still saw the notes on may add some after this: a page too many. */
     for (size_t s = 0; s < mem->summary_words; s++) {
-        uint64_t groups = __atomic_exchange_n(&mem->summary[s], 0, __ATOMIC_SEQ_CST);
+        uint64_t groups = __atomic_exchange_n(&notes->summary[s], 0, __ATOMIC_SEQ_CST);
 
         for (; groups; groups &= groups - 1) {
             size_t w = (s * 64 + (size_t)__builtin_ctzll(groups)) * NOTE_GROUP;
             size_t end = MIN(w + NOTE_GROUP, mem->note_words);
 
             for (; w < end; w++)
-                __atomic_store_n(&mem->notes[w], 0, __ATOMIC_RELAXED);
+                __atomic_store_n(&notes->map[w], 0, __ATOMIC_RELAXED);
         }
     }
-    __atomic_store_n(&mem->tracking, on, __ATOMIC_SEQ_CST);
-    if (on && !mem->writers_fence)
+}
+
+void mem_track_writes(struct mem *mem, enum mem_listener who, bool on)
+{
+    uint8_t bit = (uint8_t)(1u << who);
+
+    /* What is left from before. A writer that still saw the notes on may add some after this: a page too many. */
+    forget(mem, &mem->notes[who]);
+    if (!on) {
+        __atomic_fetch_and(&mem->tracking, (uint8_t)~bit, __ATOMIC_SEQ_CST);
+        return;
+    }
+    __atomic_fetch_or(&mem->tracking, bit, __ATOMIC_SEQ_CST);
+    if (!mem->writers_fence)
         membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 }
 
 /* Move the notes of one group. */
-static uint64_t collect_group(struct mem *mem, size_t group, struct page_set *into)
+static uint64_t collect_group(const struct mem *mem, struct notes *notes, size_t group, struct page_set *into)
 {
     size_t w = group * NOTE_GROUP, end = MIN(w + NOTE_GROUP, mem->note_words);
     uint64_t added = 0;
 
     for (; w < end; w++) {
-        if (__atomic_load_n(&mem->notes[w], __ATOMIC_SEQ_CST))
-            added += page_set_add_word(into, w, __atomic_exchange_n(&mem->notes[w], 0, __ATOMIC_SEQ_CST));
+        if (__atomic_load_n(&notes->map[w], __ATOMIC_SEQ_CST))
+            added += page_set_add_word(into, w, __atomic_exchange_n(&notes->map[w], 0, __ATOMIC_SEQ_CST));
     }
     return added;
 }
 
-uint64_t mem_collect_writes(struct mem *mem, struct page_set *into)
+uint64_t mem_collect_writes(struct mem *mem, enum mem_listener who, struct page_set *into)
 {
+    struct notes *notes = &mem->notes[who];
     uint64_t added = 0;
 
     for (size_t s = 0; s < mem->summary_words; s++) {
         uint64_t groups;
 
-        if (!__atomic_load_n(&mem->summary[s], __ATOMIC_SEQ_CST))
+        if (!__atomic_load_n(&notes->summary[s], __ATOMIC_SEQ_CST))
             continue;
-        groups = __atomic_exchange_n(&mem->summary[s], 0, __ATOMIC_SEQ_CST);
+        groups = __atomic_exchange_n(&notes->summary[s], 0, __ATOMIC_SEQ_CST);
         for (; groups; groups &= groups - 1)
-            added += collect_group(mem, s * 64 + (size_t)__builtin_ctzll(groups), into);
+            added += collect_group(mem, notes, s * 64 + (size_t)__builtin_ctzll(groups), into);
     }
     return added;
 }

@@ -1,5 +1,5 @@
 /*
- * Guest memory: one memfd, mapped once, cut into memory slots around the hole below 4 GiB.
+ * Guest memory: one memfd, cut into memory slots around the hole below 4 GiB.
  *
  *   RAM file offset   guest physical
  *   0 .. low          0 .. low                  low = min(size, 3 GiB)
@@ -8,10 +8,15 @@
  * The order of the RAM file is the order of "RAM pages" (pfn_t): bitmaps of guest memory (dirty log) have one bit a RAM
  * page, and no gap for the hole.
  *
+ * It is mapped twice. One mapping is the guest's: KVM's slots lie in it, and it may be registered with userfaultfd, so that a
+ * write there can wait. The VMM reads in it too, since its pages are there already, and writes through the other, the
+ * alias: a thread of the VMM never waits for what only another one can resolve. What the guest's mapping would have told
+ * is told by the notes of VMM writes.
+ *
  * Ownership: struct mem is created before the VM and destroyed after it. Slots do not change in between.
  * Threads: all accessors may be called from any thread at any time; guest memory changes under the caller's feet, so
  * what was read is copied before it is checked.
- * VMM writes: every write through mem_write/mem_set/mem_mark_dirty is noted in a bitmap while the dirty log is on; the
+ * VMM writes: every write through mem_write/mem_set/mem_mark_dirty is noted in a bitmap for each listener that is on; the
  * note is made after the bytes are there, so a harvest that misses the note is followed by one that has it.
  */
 #ifndef UMBRA_MMU_MEM_H
@@ -47,7 +52,8 @@ struct mem_slot {
     gpa_t base;      /* guest physical start */
     uint64_t size;   /* bytes */
     uint64_t offset; /* in the RAM file */
-    uint8_t *hva;    /* where it is mapped here */
+    uint8_t *hva;    /* in the guest's mapping: for KVM and userfaultfd, and to read */
+    uint8_t *alias;  /* in the VMM's own mapping: to write */
 };
 
 /*
@@ -61,6 +67,9 @@ void mem_free(struct mem *mem);
 uint64_t mem_size(const struct mem *mem);
 uint64_t mem_pages(const struct mem *mem);
 const struct mem_slot *mem_slots(const struct mem *mem, unsigned int *ret_count);
+
+/* Backed with hugetlb pages (mem_config.hugepages). */
+bool mem_hugepages(const struct mem *mem);
 
 /* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. */
 int mem_fd(const struct mem *mem);
@@ -96,17 +105,22 @@ int mem_discard(struct mem *mem);
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret);
 gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn);
 
+/* Who wants to know of VMM writes. Each has notes of its own, and one thread (or lock) that calls the two functions below. */
+enum mem_listener {
+    MEM_LISTENER_DIRTY_LOG, /* the dirty log, under its lock */
+    MEM_LISTENER_PRECISE,   /* the userfaultfd source (precise.h) */
+    MEM_LISTENERS,
+};
+
 /*
- * For the dirty log only, under its lock.
- *
  * Switch noting of VMM writes on or off, forgetting earlier notes. A write whose bytes are not visible to the caller
  * when switching on returns is noted.
  */
-void mem_track_writes(struct mem *mem, bool on);
+void mem_track_writes(struct mem *mem, enum mem_listener who, bool on);
 /*
  * Move the notes into `into`, a set for mem_pages pages; the number of pages that it did not have. The bytes of a page
  * that is handed out are visible to the caller. Costs a few loads when there is nothing (one for each GiB of RAM).
  */
-uint64_t mem_collect_writes(struct mem *mem, struct page_set *into);
+uint64_t mem_collect_writes(struct mem *mem, enum mem_listener who, struct page_set *into);
 
 #endif

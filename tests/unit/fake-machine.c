@@ -126,7 +126,7 @@ void fake_machine_write(struct machine *m, gfn_t gfn, uint8_t byte)
 
         if (gfn < first || gfn - first >= bytes_to_pages(slots[i].size))
             continue;
-        memset(slots[i].hva + pages_to_bytes(gfn - first), byte, GUEST_PAGE_SIZE);
+        memset(slots[i].alias + pages_to_bytes(gfn - first), byte, GUEST_PAGE_SIZE);
         if (vm->logging && vm->rings[0])
             push_ring(vm, i, gfn - first);
         else if (vm->logging)
@@ -439,4 +439,9 @@ void fake_machine_free(struct machine *m)
     mem_free(m->vm.mem);
     free(m->config.name);
     free(m);
+}
+
+struct device *machine_disk(struct machine *m, unsigned int index)
+{
+    return NULL;
 }

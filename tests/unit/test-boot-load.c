@@ -550,10 +550,10 @@ static void test_writes_are_noted(void **state)
     a = boot_attempt(&im, 8 * MiB, 3000, "x");
     assert_loads(&a, BOOT_LINUX64);
     assert_int_equal(mem_discard(a.mem), 0);
-    mem_track_writes(a.mem, true);
+    mem_track_writes(a.mem, MEM_LISTENER_DIRTY_LOG, true);
     assert_int_equal(boot_load(a.image, a.mem, a.error, &entry), 0);
     assert_int_equal(page_set_init(&noted, mem_pages(a.mem)), 0);
-    mem_collect_writes(a.mem, &noted);
+    mem_collect_writes(a.mem, MEM_LISTENER_DIRTY_LOG, &noted);
     for (uint64_t page = 0; page < mem_pages(a.mem); page++) {
         const uint8_t *p = guest(&a, page * 4096, 4096);
         bool zero = p[0] == 0 && memcmp(p, p + 1, 4095) == 0;

@@ -244,7 +244,7 @@ static void test_logging_only_while_consumed(void **state)
         /* Nor does the VMM note its own writes then. */
         fake_vmm_write(&fx.kvm, 2);
         assert_int_equal(page_set_init(&set, mem_pages(fx.mem)), 0);
-        assert_int_equal(mem_collect_writes(fx.mem, &set), 0);
+        assert_int_equal(mem_collect_writes(fx.mem, MEM_LISTENER_DIRTY_LOG, &set), 0);
         page_set_free(&set);
         /* Nothing of the past is left. */
         assert_int_equal(start("c"), 0);

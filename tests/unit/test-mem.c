@@ -150,32 +150,39 @@ static bool vm_flags_have(const void *address, const char *flag)
 static void test_file(void **state)
 {
     struct mem *mem = new_mem(8 * MiB);
-    uint8_t *ram = mem_ptr(mem, 0, 0);
+    unsigned int count;
+    uint8_t *ram = mem_slots(mem, &count)[0].hva, *alias = mem_ptr(mem, 0, 0), *both[] = {ram, alias};
     struct stat st;
-    int null = open("/dev/null", O_WRONLY | O_CLOEXEC), pipes[2];
+    int pipes[2];
     char byte = 7;
 
     assert_int_equal(fstat(mem_fd(mem), &st), 0);
     assert_int_equal(st.st_size, 8 * MiB);
     assert_true(fcntl(mem_fd(mem), F_GETFD) & FD_CLOEXEC);
-    /* Nobody can take pages away from under the mapping. */
+    /* Nobody can take pages away from under the mappings. */
     assert_int_equal(ftruncate(mem_fd(mem), 4096), -1);
     assert_int_equal(ftruncate(mem_fd(mem), (off_t)(16 * MiB)), -1);
-    /* What is written through the file is guest memory, and the other way round. */
+    /* What is written through the file is guest memory, and the other way round; and there are two ways to it. */
+    assert_ptr_equal(mem_slots(mem, &count)[0].alias, alias);
+    assert_ptr_not_equal(ram, alias);
     assert_int_equal(pwrite(mem_fd(mem), &byte, 1, 12345), 1);
     assert_int_equal(ram[12345], 7);
-    assert_true(vm_flags_have(ram, " sh"));
-    assert_true(vm_flags_have(ram, " dd"));
-    /* Both ends are guarded. */
+    assert_int_equal(alias[12345], 7);
+    alias[12345] = 8;
+    assert_int_equal(ram[12345], 8);
     assert_int_equal(pipe(pipes), 0);
-    assert_int_equal(write(pipes[1], ram + 8 * MiB - 1, 1), 1);
-    assert_int_equal(write(pipes[1], ram + 8 * MiB, 1), -1);
-    assert_int_equal(errno, EFAULT);
-    assert_int_equal(write(pipes[1], ram - 1, 1), -1);
-    assert_int_equal(errno, EFAULT);
+    for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
+        assert_true(vm_flags_have(both[i], " sh"));
+        assert_true(vm_flags_have(both[i], " dd"));
+        /* Both ends are guarded. */
+        assert_int_equal(write(pipes[1], both[i] + 8 * MiB - 1, 1), 1);
+        assert_int_equal(write(pipes[1], both[i] + 8 * MiB, 1), -1);
+        assert_int_equal(errno, EFAULT);
+        assert_int_equal(write(pipes[1], both[i] - 1, 1), -1);
+        assert_int_equal(errno, EFAULT);
+    }
     close(pipes[0]);
     close(pipes[1]);
-    close(null);
     mem_free(mem);
 }
 
@@ -397,12 +404,12 @@ static void expect_notes(struct mem *mem, const pfn_t *pages, size_t count)
 
     for (size_t i = 0; i < count; i++)
         page_set_add(&want, pages[i]);
-    assert_int_equal(mem_collect_writes(mem, &got), want.pages);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &got), want.pages);
     assert_int_equal(got.pages, want.pages);
     assert_memory_equal(got.map, want.map, bytes_to_pages(mem_size(mem)) / 8);
     assert_memory_equal(got.groups, want.groups, want.groups_words * sizeof(uint64_t));
     /* They are moved, not copied. */
-    assert_int_equal(mem_collect_writes(mem, &got), 0);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &got), 0);
     page_set_free(&got);
     page_set_free(&want);
 }
@@ -420,9 +427,9 @@ static void test_notes(void **state)
 
     /* Off: nothing is noted. */
     assert_int_equal(mem_write(mem, 0, buf, 8), 0);
-    assert_int_equal(mem_collect_writes(mem, &set), 0);
-    mem_track_writes(mem, true);
-    assert_int_equal(mem_collect_writes(mem, &set), 0);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set), 0);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set), 0);
 
     assert_int_equal(mem_write(mem, 0, buf, 1), 0);
     EXPECT_NOTES(mem, 0);
@@ -452,13 +459,13 @@ static void test_notes(void **state)
     /* New pages only are counted. */
     page_set_add(&set, 5);
     mem_mark_dirty(mem, 5 * 4096, 2 * 4096);
-    assert_int_equal(mem_collect_writes(mem, &set), 1);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set), 1);
     assert_int_equal(set.pages, 2);
     /* Switching off and on forgets. */
     mem_mark_dirty(mem, 0, 1);
-    mem_track_writes(mem, false);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, false);
     mem_mark_dirty(mem, 4096, 1);
-    mem_track_writes(mem, true);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
     EXPECT_NOTES(mem);
     page_set_free(&set);
     mem_free(mem);
@@ -469,14 +476,14 @@ static void test_notes_of_ranges(void **state)
     struct mem *mem = new_mem(40 * MiB);
     struct page_set got = new_set(mem);
 
-    mem_track_writes(mem, true);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
     mem_mark_dirty(mem, 100 * 4096, 9000 * 4096);
-    assert_int_equal(mem_collect_writes(mem, &got), 9000);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &got), 9000);
     for (pfn_t p = 0; p < mem_pages(mem); p++)
         assert_int_equal(got.map[p / 64] >> (p % 64) & 1, p >= 100 && p < 9100);
     page_set_clear(&got);
     assert_int_equal(mem_discard(mem), 0);
-    assert_int_equal(mem_collect_writes(mem, &got), mem_pages(mem));
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &got), mem_pages(mem));
     page_set_free(&got);
     mem_free(mem);
 }
@@ -566,7 +573,7 @@ static void race_note_said(struct race *race)
 
 static void race_harvest(struct race *race)
 {
-    mem_collect_writes(race->mem, &race->set);
+    mem_collect_writes(race->mem, MEM_LISTENER_DIRTY_LOG, &race->set);
     for (size_t p = 0; p < RACE_PAGES; p++) {
         if (race->set.map[race_pages[p] / 64] >> (race_pages[p] % 64) & 1)
             race_copy(race, p);
@@ -600,7 +607,7 @@ static void test_no_note_is_lost(void **state)
     uint64_t rounds = 0;
 
     race_start(&race, "notes");
-    mem_track_writes(race.mem, true);
+    mem_track_writes(race.mem, MEM_LISTENER_DIRTY_LOG, true);
     for (size_t p = 0; p < RACE_PAGES; p++)
         race_copy(&race, p);
     for (bool over = false; !over; rounds++) {
@@ -613,6 +620,28 @@ static void test_no_note_is_lost(void **state)
     race_end(&race);
 }
 
+/* Listeners do not take each other's notes, nor switch each other on or off. */
+static void test_listeners(void **state)
+{
+    struct mem *mem = new_mem(8 * MiB);
+    struct page_set set = new_set(mem);
+
+    mem_track_writes(mem, MEM_LISTENER_PRECISE, true);
+    mem_mark_dirty(mem, 0, 1);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, true);
+    mem_mark_dirty(mem, 4096, 1);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set), 1);
+    assert_true(set.map[0] == 2);
+    page_set_clear(&set);
+    mem_track_writes(mem, MEM_LISTENER_DIRTY_LOG, false);
+    mem_mark_dirty(mem, 8192, 1);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_DIRTY_LOG, &set), 0);
+    assert_int_equal(mem_collect_writes(mem, MEM_LISTENER_PRECISE, &set), 3);
+    assert_true(set.map[0] == 7);
+    page_set_free(&set);
+    mem_free(mem);
+}
+
 /* Notes are switched on under the writers: what is not seen by a reader who starts then is noted. */
 static void test_switching_on_loses_nothing(void **state)
 {
@@ -622,8 +651,8 @@ static void test_switching_on_loses_nothing(void **state)
     race_start(&race, "switching on");
     for (bool over = false; !over; rounds++) {
         over = race_over(&race);
-        mem_track_writes(race.mem, false);
-        mem_track_writes(race.mem, true);
+        mem_track_writes(race.mem, MEM_LISTENER_DIRTY_LOG, false);
+        mem_track_writes(race.mem, MEM_LISTENER_DIRTY_LOG, true);
         for (size_t p = 0; p < RACE_PAGES; p++)
             race_copy(&race, p);
         race_note_said(&race);
@@ -649,6 +678,7 @@ int main(void)
         cmocka_unit_test(test_converters),
         cmocka_unit_test(test_notes),
         cmocka_unit_test(test_notes_of_ranges),
+        cmocka_unit_test(test_listeners),
         cmocka_unit_test(test_no_note_is_lost),
         cmocka_unit_test(test_switching_on_loses_nothing),
     };
