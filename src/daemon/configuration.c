@@ -17,6 +17,7 @@
 #include "base/paths.h"
 #include "base/size.h"
 #include "boot/boot.h"
+#include "daemon/configuration-internal.h"
 #include "mmu/mem.h"
 #include "vcpu/vm.h"
 
@@ -32,10 +33,10 @@ struct option_row {
     enum option_where where;
     /* value is "true" or "false" for a flag. -EINVAL with the reason in error (without the option's name). */
     int (*set)(struct config *c, const char *value, char *error);
+    bool list; /* may be given several times, and be an array in the file: all of them count */
 };
 
-static int fail(char *error, const char *fmt, ...) PRINTF_LIKE(2, 3);
-static int fail(char *error, const char *fmt, ...)
+int config_fail(char *error, const char *fmt, ...)
 {
     va_list ap;
 
@@ -45,7 +46,7 @@ static int fail(char *error, const char *fmt, ...)
     return -EINVAL;
 }
 
-static int set_string(char **to, const char *value)
+int config_set_string(char **to, const char *value)
 {
     char *copy = strdup(value);
 
@@ -56,11 +57,11 @@ static int set_string(char **to, const char *value)
     return 0;
 }
 
-static int set_path(char **to, const char *value, char *error)
+int config_set_path(char **to, const char *value, char *error)
 {
     if (!*value)
-        return fail(error, "the path is empty");
-    return set_string(to, value);
+        return config_fail(error, "the path is empty");
+    return config_set_string(to, value);
 }
 
 static int set_flag(bool *to, const char *value)
@@ -69,8 +70,7 @@ static int set_flag(bool *to, const char *value)
     return 0;
 }
 
-/* Take the index of value in a NULL-terminated list. */
-static int choose(const char *const *values, const char *value, char *error)
+int config_choose(const char *const *values, const char *value, char *error)
 {
     char list[160] = "";
     size_t len = 0;
@@ -80,32 +80,32 @@ static int choose(const char *const *values, const char *value, char *error)
             return i;
         len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", i ? ", " : "", values[i]);
     }
-    return fail(error, "\"%.40s\" is none of %s", value, list);
+    return config_fail(error, "\"%.40s\" is none of %s", value, list);
 }
 
 static int set_name(struct config *c, const char *value, char *error)
 {
     if (!vm_name_valid(value))
-        return fail(error, "\"%.80s\" is no VM name (1 to %d letters, digits, '.', '_', '-', first a letter or digit)",
+        return config_fail(error, "\"%.80s\" is no VM name (1 to %d letters, digits, '.', '_', '-', first a letter or digit)",
                     value, VM_NAME_MAX);
-    return set_string(&c->name, value);
+    return config_set_string(&c->name, value);
 }
 
 static int set_kernel(struct config *c, const char *value, char *error)
 {
-    return set_path(&c->kernel, value, error);
+    return config_set_path(&c->kernel, value, error);
 }
 
 static int set_initrd(struct config *c, const char *value, char *error)
 {
-    return set_path(&c->initrd, value, error);
+    return config_set_path(&c->initrd, value, error);
 }
 
 static int set_cmdline(struct config *c, const char *value, char *error)
 {
     if (strlen(value) > BOOT_CMDLINE_MAX)
-        return fail(error, "%zu bytes exceed %d", strlen(value), BOOT_CMDLINE_MAX);
-    return set_string(&c->cmdline, value);
+        return config_fail(error, "%zu bytes exceed %d", strlen(value), BOOT_CMDLINE_MAX);
+    return config_set_string(&c->cmdline, value);
 }
 
 static int set_memory(struct config *c, const char *value, char *error)
@@ -114,12 +114,12 @@ static int set_memory(struct config *c, const char *value, char *error)
     uint64_t v;
 
     if (size_parse(value, &v) < 0)
-        return fail(error, "\"%.40s\" is no size (write it like 512M or 4G)", value);
+        return config_fail(error, "\"%.40s\" is no size (write it like 512M or 4G)", value);
     if (v < MEM_SIZE_MIN || v > MEM_SIZE_MAX)
-        return fail(error, "%" PRIu64 " bytes is not between %s and %s", v, size_format(MEM_SIZE_MIN, least, sizeof(least)),
+        return config_fail(error, "%" PRIu64 " bytes is not between %s and %s", v, size_format(MEM_SIZE_MIN, least, sizeof(least)),
                     size_format(MEM_SIZE_MAX, most, sizeof(most)));
     if (!is_aligned(v, MEM_SIZE_ALIGN))
-        return fail(error, "%" PRIu64 " bytes is not a multiple of %s", v, size_format(MEM_SIZE_ALIGN, least, sizeof(least)));
+        return config_fail(error, "%" PRIu64 " bytes is not a multiple of %s", v, size_format(MEM_SIZE_ALIGN, least, sizeof(least)));
     c->memory = v;
     return 0;
 }
@@ -129,7 +129,7 @@ static int set_cpus(struct config *c, const char *value, char *error)
     uint64_t v;
 
     if (size_parse_u64(value, VM_MAX_VCPUS, &v) < 0 || v == 0)
-        return fail(error, "\"%.40s\" is not a number from 1 to %d", value, VM_MAX_VCPUS);
+        return config_fail(error, "\"%.40s\" is not a number from 1 to %d", value, VM_MAX_VCPUS);
     c->cpus = (unsigned int)v;
     return 0;
 }
@@ -142,13 +142,13 @@ static int set_console(struct config *c, const char *value, char *error)
 
     if (strncmp(value, "file:", 5) == 0) {
         c->console = CHARDEV_FILE;
-        return set_path(&c->console_path, value + 5, error);
+        return config_set_path(&c->console_path, value + 5, error);
     }
-    i = choose(values, value, error);
+    i = config_choose(values, value, error);
     if (i < 0)
         return i;
     if (i >= (int)ARRAY_SIZE(kinds))
-        return fail(error, "file: wants a path, as in file:/tmp/console.log");
+        return config_fail(error, "file: wants a path, as in file:/tmp/console.log");
     c->console = kinds[i];
     return 0;
 }
@@ -156,7 +156,7 @@ static int set_console(struct config *c, const char *value, char *error)
 static int set_paging(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {[CONFIG_PAGING_SHADOW] = "shadow", [CONFIG_PAGING_ANY] = "any", NULL};
-    int i = choose(values, value, error);
+    int i = config_choose(values, value, error);
 
     if (i < 0)
         return i;
@@ -167,7 +167,7 @@ static int set_paging(struct config *c, const char *value, char *error)
 static int set_dirty_log(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {[DIRTY_BITMAP] = "bitmap", [DIRTY_RING] = "ring", NULL};
-    int i = choose(values, value, error);
+    int i = config_choose(values, value, error);
 
     if (i < 0)
         return i;
@@ -179,7 +179,7 @@ static int set_log_level(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {"error", "warning", "info", "debug", NULL};
     static const enum log_level levels[] = {LOG_LEVEL_ERR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG};
-    int i = choose(values, value, error);
+    int i = config_choose(values, value, error);
 
     if (i < 0)
         return i;
@@ -189,23 +189,23 @@ static int set_log_level(struct config *c, const char *value, char *error)
 
 static int set_runtime_dir(struct config *c, const char *value, char *error)
 {
-    return set_path(&c->runtime_dir, value, error);
+    return config_set_path(&c->runtime_dir, value, error);
 }
 
 static int set_config_file(struct config *c, const char *value, char *error)
 {
-    return set_path(&c->config_file, value, error);
+    return config_set_path(&c->config_file, value, error);
 }
 
 static int set_check_config(struct config *c, const char *value, char *error)
 {
     c->action = CONFIG_CHECK_CONFIG;
-    return set_path(&c->config_file, value, error);
+    return config_set_path(&c->config_file, value, error);
 }
 
 static int set_incoming(struct config *c, const char *value, char *error)
 {
-    return set_path(&c->incoming, value, error);
+    return config_set_path(&c->incoming, value, error);
 }
 
 static int set_hugepages(struct config *c, const char *value, char *error)
@@ -247,27 +247,30 @@ static int set_help(struct config *c, const char *value, char *error)
 }
 
 static const struct option_row options[] = {
-    {"name", "NAME", "the VM's name (default: the configuration file's, else \"umbra\")", EVERYWHERE, set_name},
-    {"config", "FILE", "read this configuration first; the command line wins", CMDLINE_ONLY, set_config_file},
-    {"kernel", "FILE", "bzImage, PVH ELF or multiboot image to start", EVERYWHERE, set_kernel},
-    {"initrd", "FILE", "initial RAM disk", EVERYWHERE, set_initrd},
-    {"cmdline", "TEXT", "kernel command line", EVERYWHERE, set_cmdline},
-    {"memory", "SIZE", "guest memory, as 512M or 4G (default 512M)", EVERYWHERE, set_memory},
-    {"cpus", "N", "virtual CPUs, 1 to 32 (default 1)", EVERYWHERE, set_cpus},
-    {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console},
-    {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging},
-    {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log},
-    {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages},
-    {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc},
-    {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused},
-    {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY, set_incoming},
-    {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device},
-    {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level},
-    {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir},
-    {"check-config", "FILE", "say what is wrong with a configuration file, and end", CMDLINE_ONLY, set_check_config},
-    {"check-host", NULL, "say what this host offers, and end", CMDLINE_ONLY, set_check_host},
-    {"version", NULL, "print the version, and end", CMDLINE_ONLY, set_version},
-    {"help", NULL, "print this, and end", CMDLINE_ONLY, set_help},
+    {"name", "NAME", "the VM's name (default: the configuration file's, else \"umbra\")", EVERYWHERE, set_name, false},
+    {"config", "FILE", "read this configuration first; the command line wins", CMDLINE_ONLY, set_config_file, false},
+    {"kernel", "FILE", "bzImage, PVH ELF or multiboot image to start", EVERYWHERE, set_kernel, false},
+    {"initrd", "FILE", "initial RAM disk", EVERYWHERE, set_initrd, false},
+    {"cmdline", "TEXT", "kernel command line", EVERYWHERE, set_cmdline, false},
+    {"memory", "SIZE", "guest memory, as 512M or 4G (default 512M)", EVERYWHERE, set_memory, false},
+    {"cpus", "N", "virtual CPUs, 1 to 32 (default 1)", EVERYWHERE, set_cpus, false},
+    {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console, false},
+    {"disk", "PATH[,WORD]...", "add a raw image or block device: ro, direct, aio=io_uring|threads, serial=TEXT, queues=N",
+     EVERYWHERE, config_add_disk, true},
+    {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging, false},
+    {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log, false},
+    {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
+    {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
+    {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
+    {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY,
+     set_incoming, false},
+    {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
+    {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level, false},
+    {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir, false},
+    {"check-config", "FILE", "say what is wrong with a configuration file, and end", CMDLINE_ONLY, set_check_config, false},
+    {"check-host", NULL, "say what this host offers, and end", CMDLINE_ONLY, set_check_host, false},
+    {"version", NULL, "print the version, and end", CMDLINE_ONLY, set_version, false},
+    {"help", NULL, "print this, and end", CMDLINE_ONLY, set_help, false},
 };
 
 void config_init(struct config *c)
@@ -293,6 +296,10 @@ void config_clear(struct config *c)
     free(c->incoming);
     free(c->runtime_dir);
     free(c->config_file);
+    for (unsigned int i = 0; i < c->disk_count; i++) {
+        free(c->disks[i].path);
+        free(c->disks[i].serial);
+    }
     *c = (struct config){0};
 }
 
@@ -335,28 +342,40 @@ static int json_value_text(const struct option_row *o, json_t *v, const char **r
 {
     if (!o->arg) {
         if (!json_object_is_type(v, json_type_boolean))
-            return fail(error, "wants true or false");
+            return config_fail(error, "wants true or false");
         *ret = json_object_get_boolean(v) ? "true" : "false";
         return 0;
     }
     if (!json_object_is_type(v, json_type_string) && !json_object_is_type(v, json_type_int))
-        return fail(error, "wants a string or a number");
+        return config_fail(error, "wants a string or a number");
     *ret = json_object_get_string(v);
     if (strlen(*ret) != (size_t)json_object_get_string_len(v) && json_object_is_type(v, json_type_string))
-        return fail(error, "has a NUL character in it");
+        return config_fail(error, "has a NUL character in it");
     return 0;
+}
+
+static int apply_json_value(struct config *c, const struct option_row *o, json_t *v, char *error)
+{
+    const char *value = NULL;
+    int r = json_value_text(o, v, &value, error);
+
+    return r < 0 ? r : o->set(c, value, error);
 }
 
 static int apply_json_key(struct config *c, const char *key, json_t *v, char *error)
 {
     const struct option_row *o = find_option(key);
-    const char *value = NULL;
-    int r;
+    size_t n;
+    int r = 0;
 
     if (!o || o->where != EVERYWHERE)
-        return fail(error, "is no key of a configuration");
-    r = json_value_text(o, v, &value, error);
-    return r < 0 ? r : o->set(c, value, error);
+        return config_fail(error, "is no key of a configuration");
+    if (!o->list || !json_object_is_type(v, json_type_array))
+        return apply_json_value(c, o, v, error);
+    n = json_object_array_length(v);
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = apply_json_value(c, o, json_object_array_get_idx(v, i), error);
+    return r;
 }
 
 int config_parse_json(struct config *c, const char *file, const char *text, size_t len, char *error)
@@ -370,19 +389,19 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
     if (!tok)
         return -ENOMEM;
     if (len > CONFIG_FILE_MAX)
-        r = fail(error, "%s: %zu bytes exceed %u", file, len, CONFIG_FILE_MAX);
+        r = config_fail(error, "%s: %zu bytes exceed %u", file, len, CONFIG_FILE_MAX);
     if (r == 0) {
         root = json_tokener_parse_ex(tok, text, (int)len);
         err = json_tokener_get_error(tok);
         end = json_tokener_get_parse_end(tok);
         if (err == json_tokener_continue)
-            r = fail(error, "%s:%u: the text ends inside a value", file, line_at(text, len));
+            r = config_fail(error, "%s:%u: the text ends inside a value", file, line_at(text, len));
         else if (err != json_tokener_success)
-            r = fail(error, "%s:%u: %s", file, line_at(text, end), json_tokener_error_desc(err));
+            r = config_fail(error, "%s:%u: %s", file, line_at(text, end), json_tokener_error_desc(err));
         else if (!json_object_is_type(root, json_type_object))
-            r = fail(error, "%s:1: wants an object in { }", file);
+            r = config_fail(error, "%s:1: wants an object in { }", file);
         else if (end < len && strspn(text + end, " \t\r\n") < len - end)
-            r = fail(error, "%s:%u: there is more after the end of the object", file, line_at(text, end));
+            r = config_fail(error, "%s:%u: there is more after the end of the object", file, line_at(text, end));
     }
     json_tokener_free(tok);
     if (r < 0)
@@ -393,7 +412,7 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
 
         r = apply_json_key(c, key, value, why);
         if (r == -EINVAL)
-            return fail(error, "%.120s:%u: %.40s: %.140s", file, line_of_key(text, len, key), key, why);
+            return config_fail(error, "%.120s:%u: %.40s: %.140s", file, line_of_key(text, len, key), key, why);
         if (r < 0)
             return r;
     }
@@ -410,11 +429,11 @@ static int read_config_file(struct config *c, char *error)
         return -ENOMEM;
     r = fd_read_file(file, CONFIG_FILE_MAX, &text, &len);
     if (r == -EFBIG) {
-        fail(error, "%.200s: more than %u bytes", file, CONFIG_FILE_MAX);
+        config_fail(error, "%.200s: more than %u bytes", file, CONFIG_FILE_MAX);
         return r;
     }
     if (r < 0) {
-        fail(error, "%.200s: %s", file, strerrordesc_np(-r));
+        config_fail(error, "%.200s: %s", file, strerrordesc_np(-r));
         return r;
     }
     r = config_parse_json(c, file, text, len, error);
@@ -440,22 +459,22 @@ static int apply_args(struct config *c, int argc, char **argv, bool only_file, c
         int r;
 
         if (opt == ':')
-            return fail(error, "%.80s wants a value", argv[optind - 1]);
+            return config_fail(error, "%.80s wants a value", argv[optind - 1]);
         if (opt == 'h')
             index = (int)(find_option("help") - options);
         else if (opt == '?')
-            return fail(error, "%.80s: no such option, or a value where none belongs (--help lists them)", argv[optind - 1]);
+            return config_fail(error, "%.80s: no such option, or a value where none belongs (--help lists them)", argv[optind - 1]);
         o = &options[index];
         if (only_file && o->set != set_config_file && o->set != set_check_config)
             continue;
         r = o->set(c, o->arg ? optarg : "true", why);
         if (r == -EINVAL)
-            return fail(error, "--%s: %.250s", o->key, why);
+            return config_fail(error, "--%s: %.250s", o->key, why);
         if (r < 0)
             return r;
     }
     if (optind < argc)
-        return fail(error, "\"%.80s\" is not an option", argv[optind]);
+        return config_fail(error, "\"%.80s\" is not an option", argv[optind]);
     return 0;
 }
 
@@ -470,12 +489,12 @@ static int resolve(struct config *c, char *error)
         c->kvm_path = "/dev/kvm";
     r = paths_runtime_dir(c->runtime_dir, dir, sizeof(dir));
     if (r == -ENOENT)
-        return fail(error, "XDG_RUNTIME_DIR is not set: give --runtime-dir");
+        return config_fail(error, "XDG_RUNTIME_DIR is not set: give --runtime-dir");
     if (r < 0)
-        return fail(error, "--runtime-dir: longer than %zu bytes", sizeof(dir) - 1);
-    r = set_string(&c->runtime_dir, dir);
+        return config_fail(error, "--runtime-dir: longer than %zu bytes", sizeof(dir) - 1);
+    r = config_set_string(&c->runtime_dir, dir);
     if (r == 0 && !c->name)
-        r = set_string(&c->name, "umbra");
+        r = config_set_string(&c->name, "umbra");
     return r;
 }
 
@@ -491,16 +510,16 @@ int config_parse_args(struct config *c, int argc, char **argv, char *error)
     if (r == 0)
         r = resolve(c, error);
     if (r == -ENOMEM)
-        fail(error, "out of memory");
+        config_fail(error, "out of memory");
     return r;
 }
 
 int config_check(const struct config *c, char *error)
 {
     if (!c->kernel)
-        return fail(error, "no kernel: give --kernel FILE");
+        return config_fail(error, "no kernel: give --kernel FILE");
     if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
-        return fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
+        return config_fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
     return 0;
 }
 

@@ -9,10 +9,12 @@
 
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/virtio/blk.h"
 #include "mmu/dirty.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_MAX_DISKS 12
 #define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
 
 enum config_paging {
@@ -38,6 +40,8 @@ struct config {
     enum chardev_kind console;
     char *console_path; /* file:PATH */
     char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
+    struct vblk_config disks[CONFIG_MAX_DISKS];
+    unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
     char *runtime_dir;    /* as resolved */

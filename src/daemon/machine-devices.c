@@ -74,12 +74,23 @@ static unsigned int count_testdev(const struct config *c)
     return c->test_device;
 }
 
+static int create_disk(const struct making *m, struct device **ret)
+{
+    return vblk_create(m->env, &m->config->disks[m->index], m->index, m->slot, ret);
+}
+
+static unsigned int count_disks(const struct config *c)
+{
+    return c->disk_count;
+}
+
 static const struct row table[DEVICE_KINDS] = {
     [DEVICE_SERIAL] = {"serial port", false, NULL, create_serial},
     [DEVICE_I8042] = {"keyboard controller", false, NULL, create_i8042},
     [DEVICE_RTC] = {"clock", false, NULL, create_rtc},
     [DEVICE_ACPI_PM] = {"ACPI power", false, NULL, create_acpi_pm},
     [DEVICE_TEST] = {"test device", false, count_testdev, create_testdev},
+    [DEVICE_DISK] = {"disk", true, count_disks, create_disk},
 };
 
 static unsigned int count_of(const struct config *config, enum machine_device kind)

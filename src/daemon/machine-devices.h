@@ -17,6 +17,7 @@ enum machine_device {
     DEVICE_RTC,
     DEVICE_ACPI_PM,
     DEVICE_TEST,
+    DEVICE_DISK,
     DEVICE_KINDS,
 };
 

@@ -2,6 +2,7 @@
 #ifndef UMBRA_DAEMON_MACHINE_INTERNAL_H
 #define UMBRA_DAEMON_MACHINE_INTERNAL_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "daemon/machine-devices.h"
@@ -13,7 +14,11 @@ enum request {
     REQUEST_CRASH = 1 << 2,
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
+    REQUEST_IO_ERROR = 1 << 5, /* io_errors */
 };
+
+/* Errors that wait to be told; of more at a time only the count is known. */
+#define MAX_IO_ERRORS 16
 
 struct machine {
     const struct config *config;
@@ -35,6 +40,10 @@ struct machine {
     struct event *request_event;
     atomic_uint requests;
     atomic_int exit_status;
+    pthread_mutex_t io_error_lock; /* protects what follows */
+    struct device_io_error io_errors[MAX_IO_ERRORS];
+    unsigned int io_error_count;
+    bool io_stop; /* one of them, told or not, wants the machine to stop */
 };
 
 #endif

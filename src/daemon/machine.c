@@ -96,6 +96,18 @@ static void on_device_exit(void *opaque, int status)
     post(m, REQUEST_EXIT);
 }
 
+static void on_device_io_error(void *opaque, const struct device_io_error *error)
+{
+    struct machine *m = opaque;
+
+    pthread_mutex_lock(&m->io_error_lock);
+    if (m->io_error_count < MAX_IO_ERRORS)
+        m->io_errors[m->io_error_count++] = *error;
+    m->io_stop |= error->stop;
+    pthread_mutex_unlock(&m->io_error_lock);
+    post(m, REQUEST_IO_ERROR);
+}
+
 static void emit(struct machine *m, const char *name, json_t *data)
 {
     m->observer.on_event(m->observer.opaque, name, data);
@@ -148,6 +160,55 @@ static void guest_poweroff(struct machine *m)
     end(m, 0);
 }
 
+static void emit_io_error(struct machine *m, const struct device_io_error *error)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_str(data, "device", error->device);
+    json_add_str(data, "node-name", error->device);
+    json_add_str(data, "operation", error->operation);
+    json_add_str(data, "action", error->stop ? "stop" : "report");
+    json_add_bool(data, "nospace", error->no_space);
+    json_add_str(data, "reason", strerror(error->error));
+    emit(m, "BLOCK_IO_ERROR", data);
+}
+
+static void disks_failed(struct machine *m)
+{
+    struct device_io_error errors[MAX_IO_ERRORS];
+    unsigned int n;
+    bool stop;
+
+    pthread_mutex_lock(&m->io_error_lock);
+    stop = m->io_stop;
+    pthread_mutex_unlock(&m->io_error_lock);
+    /* First: what is under way may fail, too, and wait for the same cont. */
+    if (m->state == RUN_STATE_RUNNING && stop)
+        stop_guest(m);
+    pthread_mutex_lock(&m->io_error_lock);
+    n = m->io_error_count;
+    stop = m->io_stop;
+    memcpy(errors, m->io_errors, n * sizeof(errors[0]));
+    m->io_error_count = 0;
+    m->io_stop = false;
+    pthread_mutex_unlock(&m->io_error_lock);
+    for (unsigned int i = 0; i < n; i++)
+        emit_io_error(m, &errors[i]);
+    if (!stop || m->state != RUN_STATE_RUNNING)
+        return;
+    log_err("the host's disk is full: state is io-error, cont tries again");
+    halt(m, RUN_STATE_IO_ERROR);
+}
+
+static void forget_requests(struct machine *m)
+{
+    atomic_store(&m->requests, 0);
+    pthread_mutex_lock(&m->io_error_lock);
+    m->io_error_count = 0;
+    m->io_stop = false;
+    pthread_mutex_unlock(&m->io_error_lock);
+}
+
 static int reset(struct machine *m, bool guest, const char *reason);
 
 static void on_requests(evutil_socket_t fd, short what, void *arg)
@@ -159,6 +220,9 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
+    /* Beside the others: it ends nothing. */
+    if (requests & REQUEST_IO_ERROR)
+        disks_failed(m);
     if (requests & REQUEST_EXIT) {
         stop_guest(m);
         end(m, atomic_load(&m->exit_status));
@@ -299,10 +363,12 @@ int machine_new(const struct config *config, struct event_base *events, const st
     m->observer = *observer;
     m->request_fd = -1;
     m->state = RUN_STATE_PRELAUNCH;
+    pthread_mutex_init(&m->io_error_lock, NULL);
     m->device_host = (struct device_host){
         .request_reset = on_device_reset,
         .request_poweroff = on_device_poweroff,
         .request_exit = on_device_exit,
+        .io_error = on_device_io_error,
         .opaque = m,
     };
     r = create_request_event(m);
@@ -340,6 +406,7 @@ void machine_free(struct machine *m)
     if (m->request_event)
         event_free(m->request_event);
     fd_close(m->request_fd);
+    pthread_mutex_destroy(&m->io_error_lock);
     free(m);
 }
 
@@ -431,7 +498,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
 
     stop_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
-    atomic_store(&m->requests, 0);
+    forget_requests(m);
     r = load(m, true);
     if (r < 0)
         return r;
@@ -502,6 +569,11 @@ const struct host_info *machine_host(struct machine *m)
         host_examine(vm_kvm_fd(m->vm), &m->host);
     m->host_examined = true;
     return &m->host;
+}
+
+struct device *machine_disk(struct machine *m, unsigned int index)
+{
+    return machine_devices_find(m->devices, DEVICE_DISK, index);
 }
 
 struct event_base *machine_events(struct machine *m)

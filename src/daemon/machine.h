@@ -34,7 +34,8 @@ enum run_state {
 
 /* What the machine tells the daemon. Main thread. */
 struct machine_observer {
-    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN, GUEST_PANICKED. */
+    /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN,
+     * GUEST_PANICKED, BLOCK_IO_ERROR. */
     void (*on_event)(void *opaque, const char *name, json_t *data);
     /* The machine is over; umbrad ends with this exit status. */
     void (*on_end)(void *opaque, int exit_status);
@@ -72,6 +73,8 @@ const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
 /* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
+/* The index-th disk (a vblk), or NULL. */
+struct device *machine_disk(struct machine *m, unsigned int index);
 struct event_base *machine_events(struct machine *m);
 
 #endif

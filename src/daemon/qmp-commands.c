@@ -73,6 +73,7 @@ const struct qmp_command qmp_commands[] = {
     {"dirty-log-stop", 0, dirty_log_stop_args, "Remove a consumer from the dirty log.", qmp_dirty_log_stop},
     {"get-guest-memory", 0, NULL, "Pass a read-only descriptor of guest memory.", qmp_get_guest_memory},
     {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
+    {"query-block", QMP_READONLY, NULL, "List the disks and their images.", qmp_query_block},
     {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
     {"query-cpus-fast", QMP_READONLY, NULL, "List the vCPUs and their threads.", qmp_query_cpus_fast},
     {"query-dirty-log", QMP_READONLY, NULL, "Tell the state of the dirty log and of its consumers.",

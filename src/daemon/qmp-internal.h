@@ -41,6 +41,8 @@ json_t *qmp_query_status(struct qmp_request *req);
 json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
+json_t *qmp_query_block(struct qmp_request *req);
+
 json_t *qmp_query_stats(struct qmp_request *req);
 json_t *qmp_query_stats_schemas(struct qmp_request *req);
 

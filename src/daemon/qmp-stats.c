@@ -4,6 +4,7 @@
  */
 #include "config.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "base/util.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
+#include "device/virtio/blk.h"
 #include "mmu/dirty.h"
 #include "vcpu/bus.h"
 #include "vcpu/stats.h"
@@ -44,6 +46,7 @@ static const char *const provider_names[] = {[PROVIDER_KVM] = "kvm", [PROVIDER_U
 struct vm_counters {
     struct dirty_stats dirty;
     uint64_t bus_unclaimed;
+    struct vblk_counters disks; /* of all of them */
 };
 
 struct own_stat {
@@ -55,6 +58,19 @@ struct own_stat {
 
 static const struct own_stat vm_stats[] = {
     OWN("bus_unclaimed", struct vm_counters, bus_unclaimed),
+    OWN("disk_reads", struct vm_counters, disks.reads),
+    {{.name = "disk_read_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, disks.read_bytes)},
+    OWN("disk_writes", struct vm_counters, disks.writes),
+    {{.name = "disk_write_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, disks.write_bytes)},
+    OWN("disk_flushes", struct vm_counters, disks.flushes),
+    OWN("disk_discards", struct vm_counters, disks.discards),
+    OWN("disk_zeroes", struct vm_counters, disks.zeroes),
+    OWN("disk_errors", struct vm_counters, disks.errors),
+    OWN("disk_kicks", struct vm_counters, disks.kicks),
+    OWN("disk_interrupts", struct vm_counters, disks.interrupts),
+    OWN("disk_misuses", struct vm_counters, disks.misuses),
     OWN("dirty_harvests", struct vm_counters, dirty.harvests),
     {{.name = "dirty_harvest_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1},
      offsetof(struct vm_counters, dirty.harvest_ns)},
@@ -169,6 +185,22 @@ static void add_value(json_t *list, const struct wanted *w, const struct stats_d
     json_push(list, stat);
 }
 
+static void sum_disks(struct machine *machine, struct vblk_counters *ret)
+{
+    uint64_t *sum = (uint64_t *)ret;
+    struct device *disk;
+
+    static_assert(sizeof(*ret) % sizeof(*sum) == 0, "all of them are counters");
+    memset(ret, 0, sizeof(*ret));
+    for (unsigned int i = 0; (disk = machine_disk(machine, i)); i++) {
+        struct vblk_info info;
+
+        vblk_info(disk, &info);
+        for (size_t j = 0; j < sizeof(*ret) / sizeof(*sum); j++)
+            sum[j] += ((const uint64_t *)&info.counters)[j];
+    }
+}
+
 static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu, json_t *list)
 {
     const struct own_stat *table = vcpu == OF_VM ? vm_stats : vcpu_stats;
@@ -181,6 +213,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
     if (vcpu == OF_VM) {
         dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
+        sum_disks(s->machine, &of_vm.disks);
     } else {
         vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);
     }

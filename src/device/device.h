@@ -11,6 +11,7 @@
 
 #include <event2/event.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/state.h"
@@ -18,12 +19,23 @@
 #include "vcpu/bus.h"
 #include "vcpu/irq.h"
 
+/* A request of the guest's that the host could not carry out. Strings live as long as the device. */
+struct device_io_error {
+    const char *device;    /* "disk0" */
+    const char *operation; /* "read" or "write" */
+    int error;             /* errno */
+    bool no_space;
+    bool stop; /* the request is held back until the device is resumed: the machine is to stop */
+};
+
 /* What a device asks of the machine; given from above. Any thread, never blocks, may be called under a device lock. */
 struct device_host {
     void (*request_reset)(void *opaque);
     void (*request_poweroff)(void *opaque);
     /* The test device: end with this exit status. */
     void (*request_exit)(void *opaque, int status);
+    /* NULL: nobody wants to know. */
+    void (*io_error)(void *opaque, const struct device_io_error *error);
     void *opaque;
 };
 

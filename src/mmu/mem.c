@@ -545,7 +545,7 @@ void mem_mark_dirty(struct mem *mem, gpa_t gpa, uint64_t len)
 
 void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len)
 {
-    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->ram);
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->alias);
 
     assert(offset <= mem->size && len <= mem->size - offset);
     note_range(mem, offset, len);

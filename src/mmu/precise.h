@@ -42,7 +42,7 @@ int precise_open(void);
  * Use re-reading instead then.
  */
 int precise_new(struct mem *mem, int fd, struct precise **ret);
-/* Every frame unprotected, waiting vCPUs go on. NULL is fine. */
+/* After the last vCPU thread: a vCPU that still waits goes on, but KVM loses all it has shadowed. NULL is fine. */
 void precise_free(struct precise *p);
 
 /*

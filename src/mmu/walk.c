@@ -87,19 +87,16 @@ static void format_64bit(struct gpt_format *f, const struct gpt_cpu *cpu, union 
     }
 }
 
-void gpt_format_init(struct gpt_format *f, const struct mem *mem, const struct gpt_cpu *cpu, union shadow_role role)
+void gpt_format_init_view(struct gpt_format *f, const struct mmu_view *view, const struct gpt_cpu *cpu, union shadow_role role)
 {
-    unsigned int count;
-    const struct mem_slot *slots = mem_slots(mem, &count);
-
     *f = (struct gpt_format){.leaf = role.level == 1};
     if (role.glevels == 2)
         format_32bit(f, cpu, role);
     else
         format_64bit(f, cpu, role);
     f->dirty = f->leaf ? GPTE_RAW_D : 0;
-    f->low_end = bytes_to_pages(slots[0].size);
-    f->high_end = count > 1 ? gpa_to_gfn(slots[1].base + slots[1].size) : 0;
+    f->low_end = view->low_end;
+    f->high_end = view->high_end;
 }
 
 gva_t mmu_canonical(unsigned int glevels, gva_t gva)
@@ -111,8 +108,8 @@ gva_t mmu_canonical(unsigned int glevels, gva_t gva)
     return (gva_t)((int64_t)(gva << (64 - width)) >> (64 - width));
 }
 
-int mmu_walk(const struct mem *mem, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3, gva_t gva,
-             struct mmu_translation *ret)
+int mmu_walk_view(const struct mmu_view *view, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3,
+                  gva_t gva, struct mmu_translation *ret)
 {
     union shadow_role role;
     gfn_t gfn = gpa_to_gfn(cr3);
@@ -127,9 +124,9 @@ int mmu_walk(const struct mem *mem, const struct gpt_cpu *cpu, const struct mmu_
         gpte_t value;
         enum gpte_kind kind;
 
-        gpt_format_init(&f, mem, cpu, role);
-        if (mem_read(mem, mmu_table_gpa(gfn, role) + ((gva >> shift) & (f.entries - 1)) * f.entry_size, &raw,
-                     f.entry_size) < 0)
+        gpt_format_init_view(&f, view, cpu, role);
+        if (view->read(view->opaque, mmu_table_gpa(gfn, role) + ((gva >> shift) & (f.entries - 1)) * f.entry_size, &raw,
+                       f.entry_size) < 0)
             return -ENOENT;
         kind = gpte_decode(&f, raw, &value);
         if (kind == GPTE_NONE || kind == GPTE_FOREIGN)
@@ -150,4 +147,90 @@ int mmu_walk(const struct mem *mem, const struct gpt_cpu *cpu, const struct mmu_
         };
         return 0;
     }
+}
+
+/* -- ranges ------------------------------------------------------------------- */
+
+struct range_walk {
+    const struct mmu_view *view;
+    const struct gpt_cpu *cpu;
+    const struct mmu_paging *paging;
+    uint64_t first, last; /* without sign extension */
+    unsigned int tables_left;
+    bool (*fn)(void *ctx, const struct mmu_leaf *leaf);
+    void *ctx;
+    bool ended; /* fn has had enough */
+};
+
+static int range_table(struct range_walk *w, union shadow_role role, gfn_t gfn, uint64_t base, gpte_t rights);
+
+/* One entry, which covers [at, at + size). */
+static int range_entry(struct range_walk *w, const struct gpt_format *f, union shadow_role role, uint64_t raw, uint64_t at,
+                       gpte_t rights)
+{
+    gpte_t value;
+    enum gpte_kind kind = gpte_decode(f, raw, &value);
+    struct mmu_leaf leaf;
+
+    if (kind == GPTE_NONE || kind == GPTE_FOREIGN)
+        return 0;
+    rights = (rights & value & (GPTE_W | GPTE_U)) | ((rights | value) & GPTE_NX);
+    if (kind == GPTE_TABLE)
+        return range_table(w, mmu_child_role(role), value & GPTE_GFN_MASK, at, rights);
+    leaf = (struct mmu_leaf){
+        .gva = mmu_canonical(w->paging->levels, at),
+        .gpa = gfn_to_gpa(value & GPTE_GFN_MASK),
+        .size = UINT64_C(1) << mmu_level_shift(role),
+        .write = (rights & GPTE_W) != 0,
+        .user = (rights & GPTE_U) != 0,
+        .nx = (rights & GPTE_NX) != 0,
+    };
+    w->ended = !w->fn(w->ctx, &leaf);
+    return 0;
+}
+
+static int range_table(struct range_walk *w, union shadow_role role, gfn_t gfn, uint64_t base, gpte_t rights)
+{
+    uint8_t table[GUEST_PAGE_SIZE];
+    unsigned int shift = mmu_level_shift(role);
+    struct gpt_format f;
+    int r = 0;
+
+    if (w->tables_left == 0)
+        return -E2BIG;
+    w->tables_left--;
+    gpt_format_init_view(&f, w->view, w->cpu, role);
+    if (w->view->read(w->view->opaque, mmu_table_gpa(gfn, role), table, (size_t)f.entries * f.entry_size) < 0)
+        return 0;
+    for (uint64_t i = w->first > base ? (w->first - base) >> shift : 0; i < f.entries && r == 0 && !w->ended; i++) {
+        uint64_t at = base + (i << shift), raw = 0;
+
+        if (at > w->last)
+            break;
+        memcpy(&raw, table + i * f.entry_size, f.entry_size);
+        r = range_entry(w, &f, role, raw, at, rights);
+    }
+    return r;
+}
+
+int mmu_walk_range(const struct mmu_view *view, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3,
+                   gva_t first, gva_t last, unsigned int max_tables, bool (*fn)(void *ctx, const struct mmu_leaf *leaf),
+                   void *ctx)
+{
+    unsigned int width = paging->levels < 4 ? 32 : paging->levels == 4 ? 48 : 57;
+    struct range_walk w = {
+        .view = view,
+        .cpu = cpu,
+        .paging = paging,
+        .first = first & bits(0, width - 1),
+        .last = last & bits(0, width - 1),
+        .tables_left = max_tables,
+        .fn = fn,
+        .ctx = ctx,
+    };
+
+    if (!mmu_paging_valid(paging) || mmu_canonical(paging->levels, first) != first ||
+        mmu_canonical(paging->levels, last) != last || first > last)
+        return -EINVAL;
+    return range_table(&w, mmu_root_role(paging, cr3), gpa_to_gfn(cr3), 0, GPTE_W | GPTE_U);
 }

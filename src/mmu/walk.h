@@ -85,7 +85,18 @@ union shadow_role mmu_child_role(union shadow_role role);
 /* Where in guest memory the table begins, and where its entry is. */
 gpa_t mmu_table_gpa(gfn_t gfn, union shadow_role role);
 
+/* Guest memory as a walk needs it: where RAM is, and a way to copy out of it. */
+struct mmu_view {
+    uint64_t low_end, high_end; /* RAM in frames: [0, low_end) and [4 GiB, high_end); high_end 0: nothing there */
+    int (*read)(const void *opaque, gpa_t gpa, void *buf, size_t len); /* 0, or -errno where it is not all RAM */
+    const void *opaque;
+};
+
+/* How whoever owns guest memory sees it. */
+struct mmu_view mem_view(const struct mem *mem);
+
 void gpt_format_init(struct gpt_format *f, const struct mem *mem, const struct gpt_cpu *cpu, union shadow_role role);
+void gpt_format_init_view(struct gpt_format *f, const struct mmu_view *view, const struct gpt_cpu *cpu, union shadow_role role);
 
 /* The bits of an entry in memory. */
 #define GPTE_RAW_P (UINT64_C(1) << 0)
@@ -151,5 +162,24 @@ struct mmu_translation {
  */
 int mmu_walk(const struct mem *mem, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3, gva_t gva,
              struct mmu_translation *ret);
+int mmu_walk_view(const struct mmu_view *view, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3,
+                  gva_t gva, struct mmu_translation *ret);
+
+/* A page that a range walk came to. */
+struct mmu_leaf {
+    gva_t gva;
+    gpa_t gpa;
+    uint64_t size;        /* all of the page, also where it goes beyond the range */
+    bool write, user, nx; /* combined along the walk */
+};
+
+/*
+ * Call fn for each page that maps any of [first, last], by address; fn returns false to end the walk. 0 (also when fn ended
+ * it), -EINVAL (addresses or paging mode that cannot be), or -E2BIG after max_tables tables. A table is copied whole before
+ * it is looked at; a frame that cannot be read is an empty table.
+ */
+int mmu_walk_range(const struct mmu_view *view, const struct gpt_cpu *cpu, const struct mmu_paging *paging, gpa_t cr3,
+                   gva_t first, gva_t last, unsigned int max_tables, bool (*fn)(void *ctx, const struct mmu_leaf *leaf),
+                   void *ctx);
 
 #endif

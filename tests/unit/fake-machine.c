@@ -440,3 +440,8 @@ void fake_machine_free(struct machine *m)
     free(m->config.name);
     free(m);
 }
+
+struct device *machine_disk(struct machine *m, unsigned int index)
+{
+    return NULL;
+}

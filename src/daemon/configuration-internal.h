@@ -1,0 +1,26 @@
+/* What the files that read options share. */
+#ifndef UMBRA_DAEMON_CONFIGURATION_INTERNAL_H
+#define UMBRA_DAEMON_CONFIGURATION_INTERNAL_H
+
+#include "base/util.h"
+#include "daemon/configuration.h"
+
+/* Put the reason (at most CONFIG_ERROR_MAX bytes) and return -EINVAL. */
+int config_fail(char *error, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* Copy value into *to; 0 or -ENOMEM. */
+int config_set_string(char **to, const char *value);
+/* The same for a path, which is not empty. */
+int config_set_path(char **to, const char *value, char *error);
+/* Take the index of value in a NULL-terminated list; -EINVAL. */
+int config_choose(const char *const *values, const char *value, char *error);
+
+/*
+ * Cut the next word of a value like PATH,WORD,WORD off *at, in place: up to a comma, two of which stand for one in the
+ * word. NULL after the last.
+ */
+char *config_next_word(char **at);
+
+/* Options of devices, as struct option_row wants them. */
+int config_add_disk(struct config *c, const char *value, char *error);
+
+#endif
