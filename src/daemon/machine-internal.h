@@ -15,6 +15,7 @@ enum request {
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
     REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
 };
 
 /* Errors that wait to be told; of more at a time only the count is known. */
@@ -26,6 +27,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
+    struct machine_mmu *mmu;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;

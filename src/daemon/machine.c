@@ -39,10 +39,14 @@ static void stop_guest(struct machine *m)
     vm_pause(m->vm);
     if (m->devices)
         machine_devices_quiesce(m->devices);
+    /* Last: a vCPU, or a device, may wait for it. */
+    if (m->mmu)
+        machine_mmu_paused(m->mmu);
 }
 
 static void run_guest(struct machine *m)
 {
+    machine_mmu_resuming(m->mmu);
     machine_devices_resume(m->devices);
     vm_resume(m->vm);
 }
@@ -113,6 +117,28 @@ static void emit(struct machine *m, const char *name, json_t *data)
     m->observer.on_event(m->observer.opaque, name, data);
 }
 
+static void on_page_limit(void *opaque)
+{
+    post(opaque, REQUEST_PAGE_LIMIT);
+}
+
+static void emit_page_limits(struct machine *m)
+{
+    struct page_limit_event e;
+
+    while (machine_mmu_next_event(m->mmu, &e)) {
+        json_t *data = json_object_new_object();
+
+        json_add_u64(data, "previous", e.previous);
+        json_add_u64(data, "limit", e.limit);
+        json_add_str(data, "reason", e.reason);
+        json_add_u64(data, "shadow-pages", e.shadow_pages);
+        json_add_u64(data, "recycled", e.recycled);
+        emit(m, "MMU_PAGE_LIMIT", data);
+    }
+}
+
+/* The guest stands still, and goes on. */
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -202,7 +228,8 @@ static void disks_failed(struct machine *m)
 
 static void forget_requests(struct machine *m)
 {
-    atomic_store(&m->requests, 0);
+    /* The page limit is no wish of the guest, and is kept over a reset. */
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
     pthread_mutex_lock(&m->io_error_lock);
     m->io_error_count = 0;
     m->io_stop = false;
@@ -220,9 +247,11 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
-    /* Beside the others: it ends nothing. */
+    /* Beside the others: they end nothing. */
     if (requests & REQUEST_IO_ERROR)
         disks_failed(m);
+    if (requests & REQUEST_PAGE_LIMIT)
+        emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
         stop_guest(m);
         end(m, atomic_load(&m->exit_status));
@@ -334,6 +363,8 @@ static int create_vm(struct machine *m)
     };
     int r = vm_new(&config, m->mem, &m->vm);
 
+    if (r == 0)
+        r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);
 }
 
@@ -400,7 +431,10 @@ void machine_free(struct machine *m)
         chardev_drain(m->console, 1000);
     machine_devices_free(m->devices);
     chardev_free(m->console);
+    machine_mmu_stop(m->mmu);
     vm_free(m->vm);
+    /* Last: a vCPU may wait for it until its thread has ended. */
+    machine_mmu_free(m->mmu);
     boot_close(m->image);
     mem_free(m->mem);
     if (m->request_event)
@@ -499,6 +533,7 @@ static int reset(struct machine *m, bool guest, const char *reason)
     stop_guest(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     forget_requests(m);
+    machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
@@ -560,6 +595,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "boot/boot.h"
 #include "daemon/configuration.h"
+#include "daemon/machine-mmu.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
@@ -71,6 +72,7 @@ void machine_signalled(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
+struct machine_mmu *machine_mmu(struct machine *m);
 /* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
 /* The index-th disk (a vblk), or NULL. */

@@ -4,10 +4,13 @@
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-internal.h"
+#include "mmu/flood.h"
+#include "mmu/tracker.h"
 
 static const char *const dirty_rate_modes[] = {"page-sampling", "dirty-ring", "dirty-bitmap", NULL};
 static const char *const dirty_start_modes[] = {"changes", "all", NULL};
 static const char *const dirty_formats[] = {"count", "ranges", "bitmap", NULL};
+static const char *const space_sorts[] = {"pages", "tables", "dirty", "seen", "root", NULL};
 static const char *const stats_targets[] = {"vm", "vcpu", NULL};
 static const char *const stats_providers[] = {"kvm", "umbra", NULL};
 
@@ -32,6 +35,7 @@ static const struct qmp_arg dirty_log_snapshot_args[] = {
     {.name = "name", .type = QMP_ARG_STR},
     {.name = "format", .type = QMP_ARG_STR, .optional = true, .values = dirty_formats},
     {.name = "peek", .type = QMP_ARG_BOOL, .optional = true},
+    {.name = "attribute", .type = QMP_ARG_BOOL, .optional = true},
     {0},
 };
 
@@ -48,6 +52,34 @@ static const struct qmp_arg dirty_log_stop_args[] = {
 
 static const struct qmp_arg capabilities_args[] = {
     {.name = "enable", .type = QMP_ARG_ARRAY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg mmu_set_args[] = {
+    {.name = "tracking", .type = QMP_ARG_STR, .optional = true, .values = config_tracking_names},
+    {.name = "sync-interval-us", .type = QMP_ARG_INT, .optional = true, .max = TRACKER_INTERVAL_MAX_US},
+    {.name = "cpu-budget", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 100},
+    {.name = "max-memory", .type = QMP_ARG_INT, .optional = true, .min = MIRROR_MAX_MEMORY_MIN, .max = INT64_MAX},
+    {.name = "floods", .type = QMP_ARG_BOOL, .optional = true},
+    {.name = "page-limit", .type = QMP_ARG_ANY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg query_mmu_floods_args[] = {
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIRROR_FLOODS_MAX},
+    {0},
+};
+
+static const struct qmp_arg query_mmu_spaces_args[] = {
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 4096},
+    {.name = "sort", .type = QMP_ARG_STR, .optional = true, .values = space_sorts},
+    {0},
+};
+
+static const struct qmp_arg query_rmap_args[] = {
+    {.name = "gfn", .type = QMP_ARG_INT, .optional = true},
+    {.name = "gpa", .type = QMP_ARG_INT, .optional = true},
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 4096},
     {0},
 };
 
@@ -72,6 +104,8 @@ const struct qmp_command qmp_commands[] = {
     {"dirty-log-start", 0, dirty_log_start_args, "Add a consumer to the dirty log.", qmp_dirty_log_start},
     {"dirty-log-stop", 0, dirty_log_stop_args, "Remove a consumer from the dirty log.", qmp_dirty_log_stop},
     {"get-guest-memory", 0, NULL, "Pass a read-only descriptor of guest memory.", qmp_get_guest_memory},
+    {"mmu-set", 0, mmu_set_args, "Change how guest page tables are tracked.", qmp_mmu_set},
+    {"mmu-verify", 0, NULL, "Compare the bookkeeping of a paused guest with its page tables.", qmp_mmu_verify},
     {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
     {"query-block", QMP_READONLY, NULL, "List the disks and their images.", qmp_query_block},
     {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
@@ -83,7 +117,12 @@ const struct qmp_command qmp_commands[] = {
     {"query-kvm", QMP_READONLY, NULL, "Tell whether KVM is in use.", qmp_query_kvm},
     {"query-memory-size-summary", QMP_READONLY, NULL, "Tell the size of guest memory.",
      qmp_query_memory_size_summary},
+    {"query-mmu", QMP_READONLY, NULL, "Tell what is known of the guest's page tables, and how.", qmp_query_mmu},
+    {"query-mmu-floods", QMP_READONLY, query_mmu_floods_args,
+     "List page tables that were let go of because they are written all the time.", qmp_query_mmu_floods},
+    {"query-mmu-spaces", QMP_READONLY, query_mmu_spaces_args, "List the guest's address spaces.", qmp_query_mmu_spaces},
     {"query-name", QMP_READONLY, NULL, "Tell the name of the VM.", qmp_query_name},
+    {"query-rmap", QMP_READONLY, query_rmap_args, "List every mapping of a frame of guest memory.", qmp_query_rmap},
     {"query-stats", QMP_READONLY, query_stats_args, "Read statistics of the VM or of its vCPUs.", qmp_query_stats},
     {"query-stats-schemas", QMP_READONLY, query_stats_schemas_args, "Describe the statistics that query-stats gives.",
      qmp_query_stats_schemas},

@@ -42,6 +42,15 @@ json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
 json_t *qmp_query_block(struct qmp_request *req);
+json_t *qmp_mmu_set(struct qmp_request *req);
+json_t *qmp_mmu_verify(struct qmp_request *req);
+json_t *qmp_query_mmu(struct qmp_request *req);
+json_t *qmp_query_mmu_floods(struct qmp_request *req);
+json_t *qmp_query_mmu_spaces(struct qmp_request *req);
+json_t *qmp_query_rmap(struct qmp_request *req);
+/* "attribution" of dirty-log-snapshot, or NULL with the error set. Without the dirty log's lock. */
+struct page_set;
+json_t *qmp_attribution(struct qmp_request *req, const struct page_set *dirty);
 
 json_t *qmp_query_stats(struct qmp_request *req);
 json_t *qmp_query_stats_schemas(struct qmp_request *req);
