@@ -594,16 +594,6 @@ void mig_source_set_parameters(struct mig_source *s, const struct mig_parameters
     pthread_mutex_unlock(&s->lock);
 }
 
-bool mig_source_over(struct mig_source *s)
-{
-    bool over;
-
-    pthread_mutex_lock(&s->lock);
-    over = s->over;
-    pthread_mutex_unlock(&s->lock);
-    return over;
-}
-
 void mig_source_free(struct mig_source *s)
 {
     if (!s)

@@ -79,9 +79,10 @@ void mig_source_cancel(struct mig_source *s);
 int mig_source_continue(struct mig_source *s);
 void mig_source_set_parameters(struct mig_source *s, const struct mig_parameters *p);
 void mig_source_report(struct mig_source *s, struct mig_report *ret);
-/* No thread of it will call back any more. */
-bool mig_source_over(struct mig_source *s);
-/* Cancels unless it is over; callbacks must fail at once from here on. NULL is fine. */
+/*
+ * Cancels unless it is over. Callbacks must fail at once from here on, unless `changed` has told of the end already: there
+ * are none after that. NULL is fine.
+ */
 void mig_source_free(struct mig_source *s);
 
 #endif
