@@ -89,7 +89,7 @@ uint64_t mig_bytes_sent(const struct mig_source *s);
 int mig_switchover(struct mig_source *s, struct mig_error *err);
 /* source.c */
 void mig_set_status(struct mig_source *s, enum mig_status status);
-int mig_expect(struct mig_source *s, enum mig_type type, struct mig_frame *ret, struct mig_error *err);
+int mig_expect(struct mig_source *s, unsigned int channel, enum mig_type type, struct mig_frame *ret, struct mig_error *err);
 /* Move what was written since the last time into s->fresh, which was emptied. */
 int mig_harvest(struct mig_source *s, struct mig_error *err);
 

@@ -32,7 +32,7 @@
 /* What a switchover takes without pages, until one was measured. */
 #define OVERHEAD_NS (2 * NSEC_PER_MSEC)
 /* Rounds without getting nearer to the limit after which the strategy is asked. */
-#define PATIENCE_ROUNDS 5
+#define PATIENCE_ROUNDS 2
 #define PATIENCE_NS (500 * NSEC_PER_MSEC)
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 10u
@@ -66,10 +66,10 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
 
 /* -- talking to the target -- */
 
-/* The next frame on channel 0 must be of that type; a refusal or failure of the target becomes the error. */
-int mig_expect(struct mig_source *s, enum mig_type type, struct mig_frame *ret, struct mig_error *err)
+/* The next frame on a channel must be of that type; a refusal or failure of the target becomes the error. */
+int mig_expect(struct mig_source *s, unsigned int channel, enum mig_type type, struct mig_frame *ret, struct mig_error *err)
 {
-    int r = mig_receive(&s->senders[0].stream, ret, err);
+    int r = mig_receive(&s->senders[channel].stream, ret, err);
 
     if (r < 0)
         return r;
@@ -123,17 +123,20 @@ static int send_setup(struct mig_source *s, struct mig_error *err)
     return r;
 }
 
-static int measure_rtt(struct mig_source *s, struct mig_error *err)
+/* Wait until the target has taken all that was sent on a channel on which nobody sends or receives now. */
+static int flush_channel(struct mig_source *s, unsigned int channel, struct mig_error *err)
 {
+    struct mig_stream *stream = &s->senders[channel].stream;
     uint64_t start = clock_ns();
     struct mig_frame f;
-    int r = mig_send_u64(&s->senders[0].stream, MIG_PING, start, err);
+    int r = mig_send_u64(stream, MIG_PING, start, err);
 
     if (r == 0)
-        r = mig_expect(s, MIG_PONG, &f, err);
+        r = mig_expect(s, channel, MIG_PONG, &f, err);
     if (r == 0 && le64_get(f.payload) != start)
         r = mig_error(err, -EBADMSG, "pong: not what was sent");
-    s->rtt_ns = clock_ns() - start;
+    if (r == 0 && channel == 0)
+        s->rtt_ns = clock_ns() - start;
     return r;
 }
 
@@ -146,7 +149,7 @@ static int pass_memory(struct mig_source *s, struct mig_error *err)
 
     le64_put(size, mem_size(s->config.mem));
     r = mig_send(&s->senders[0].stream, &m, err);
-    return r < 0 ? r : mig_expect(s, MIG_ACCEPT, &f, err);
+    return r < 0 ? r : mig_expect(s, 0, MIG_ACCEPT, &f, err);
 }
 
 /* Connect, have the target compare, open the other channels. */
@@ -166,11 +169,11 @@ static int set_up(struct mig_source *s, struct mig_error *err)
     if (r == 0 && (answer.session != hello.session || answer.channels != hello.channels))
         r = mig_error(err, -EBADMSG, "hello: the target answers for another session");
     if (r == 0)
-        r = mig_expect(s, MIG_ACCEPT, &f, err);
+        r = mig_expect(s, 0, MIG_ACCEPT, &f, err);
     for (unsigned int i = 1; i < s->channels && r == 0; i++)
         r = connect_channel(s, i, &hello, err);
     if (r == 0)
-        r = measure_rtt(s, err);
+        r = flush_channel(s, 0, err);
     if (r == 0 && s->config.local)
         r = pass_memory(s, err);
     return r;
@@ -382,20 +385,36 @@ static bool good_enough(uint64_t downtime_ns, uint64_t last_ns)
     return downtime_ns <= 2 * OVERHEAD_NS || downtime_ns > last_ns / 2;
 }
 
+/* What was sent may wait in buffers on the way, and would count as downtime: wait until the target has it. */
+static int flush(struct mig_source *s, struct mig_error *err)
+{
+    int r = mig_work_wait(s, 0) ? 0 : -ECANCELED;
+
+    for (unsigned int i = 0; i < s->channels && r == 0; i++)
+        r = flush_channel(s, i, err);
+    return r;
+}
+
 /* Pre-copy until the rest fits into the downtime limit. */
 static int copy_rounds(struct mig_source *s, struct mig_error *err)
 {
     uint64_t best = UINT64_MAX, best_ns = clock_ns(), last = UINT64_MAX;
     unsigned int since_best = 0;
-    bool fits = false, stop = false;
+    bool fits = false, stop = false, flushed = false;
     int r = 0;
 
     s->round_ns = clock_ns();
     s->round_sent = mig_bytes_sent(s);
     while (r == 0 && !stop) {
         r = run_round(s, &fits, err);
-        if (r < 0 || (fits && good_enough(s->report.expected_downtime_ns, last)))
+        if (r < 0 || (fits && flushed))
             break;
+        flushed = false;
+        if (fits && good_enough(s->report.expected_downtime_ns, last)) {
+            r = flush(s, err);
+            flushed = true;
+            continue;
+        }
         last = s->report.expected_downtime_ns;
         if (s->report.expected_downtime_ns < best - best / 16) {
             best = s->report.expected_downtime_ns;

@@ -32,10 +32,15 @@ static void set_option(int fd, int level, int option, int value)
 
 void mig_stream_init(struct mig_stream *s, int fd, bool source)
 {
+    struct sockaddr_storage address;
+    socklen_t len = sizeof(address);
+
     *s = (struct mig_stream){.fd = fd, .source = source, .passed_fd = -1};
     pthread_mutex_init(&s->send_lock, NULL);
     (void)fd_set_nonblock(fd, 0);
-    set_option(fd, SOL_SOCKET, source ? SO_SNDBUF : SO_RCVBUF, SOCKET_BUFFER);
+    /* TCP finds out by itself what a path needs, unless it is told. */
+    if (getsockname(fd, (struct sockaddr *)&address, &len) == 0 && address.ss_family == AF_UNIX)
+        set_option(fd, SOL_SOCKET, source ? SO_SNDBUF : SO_RCVBUF, SOCKET_BUFFER);
     set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE);

@@ -80,7 +80,7 @@ static int prepare(struct mig_source *s, bool *run, struct mig_downtime *t, stru
     if (r == 0)
         r = send_state(s, *run, state, len, captured_ns, err);
     if (r == 0)
-        r = mig_expect(s, MIG_READY, &f, err);
+        r = mig_expect(s, 0, MIG_READY, &f, err);
     t->load = lap(&at);
     free(state);
     return r;
@@ -104,7 +104,7 @@ static int commit(struct mig_source *s, struct mig_error *err)
     int r = mig_send_frame(&s->senders[0].stream, MIG_COMMIT, NULL, 0, err);
 
     if (r == 0)
-        r = mig_expect(s, MIG_RUNNING, &f, err);
+        r = mig_expect(s, 0, MIG_RUNNING, &f, err);
     if (r < 0) {
         pthread_mutex_lock(&s->lock);
         snprintf(s->report.why, sizeof(s->report.why),

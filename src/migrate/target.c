@@ -148,6 +148,8 @@ static void *channel_thread(void *arg)
             r = receive_batch(c, &f, &err);
         else if (r == 0 && f.type == MIG_END)
             r = end_channel(c, &f, &err);
+        else if (r == 0 && f.type == MIG_PING)
+            r = mig_send_u64(&c->stream, MIG_PONG, le64_get(f.payload), &err);
         else if (r == 0)
             r = mig_error(&err, -EBADMSG, "frame: %s on a data channel", mig_type_name(f.type));
     }
