@@ -83,6 +83,16 @@ static const struct ctl_option floods_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option migrate_options[] = {
+    {'l', "local", NULL, "hand guest memory over to another process of this host (unix:PATH)"},
+    {'b', "bandwidth", "SIZE", "at most so many bytes a second; with --plan: what the network takes"},
+    {'d', "downtime", "MS", "how long the guest may stand still (default 300)"},
+    {'n', "channels", "N", "over so many connections, 1 to 16"},
+    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), stop"},
+    {'p', "plan", NULL, "only measure the guest and tell how it would go"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -113,6 +123,8 @@ const struct ctl_command ctl_commands[] = {
     {"mmu verify", "[VM]", "compare the bookkeeping with a paused guest", NULL, CTL_VM, 0, ctl_cmd_mmu_verify},
     {"rmap", "[VM] ADDRESS|gfn=N", "who maps a frame of guest memory", rmap_options, CTL_VM, 1, ctl_cmd_rmap},
     {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
+    {"migrate", "[VM] [URI]", "move a guest to another daemon (umbrad --incoming URI)", migrate_options, CTL_VM, 1,
+     ctl_cmd_migrate},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},
