@@ -231,8 +231,9 @@ static int run_length(unsigned int length, unsigned int runs)
         time_baseline(&b14, sptes, length, draws, &fourteen);
     }
     if (r == 0) {
-        snprintf(name, sizeof(name), "mmu-rmap-%u", length);
+        snprintf(name, sizeof(name), "mmu-rmap-%u-4-slots", length);
         print_pair(name, &ours, "4 slots", &four);
+        snprintf(name, sizeof(name), "mmu-rmap-%u-14-slots", length);
         print_pair(name, &ours, "14 slots", &fourteen);
     }
     if (b4.heads)

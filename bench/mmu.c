@@ -66,6 +66,11 @@ static void print_one(const char *name, struct sample *s)
     fflush(stdout);
 }
 
+static void print_value(const char *name, const char *what, const char *unit, double value)
+{
+    printf("{\"name\": \"%s-%s\", \"unit\": \"%s\", \"ours\": %.3f}\n", name, what, unit, value);
+}
+
 /* -- a guest ------------------------------------------------------------------------------------------------------------- */
 
 static void map_run(struct world *w, gpa_t root, gva_t gva, gfn_t gfn, unsigned int pages, uint64_t flags)
@@ -293,7 +298,7 @@ static int run_protect(unsigned int runs)
         snprintf(name, sizeof(name), "mmu-write-protect-rmap-%u", counts[c]);
         print_pair(name, &rmap, "walk", &walk);
     }
-    printf("{\"name\": \"mmu-write-protect-crossover\", \"unit\": \"dirty pages a shadow page\", \"ours\": %.2f}\n",
+    printf("{\"name\": \"mmu-write-protect-crossover\", \"unit\": \"pages\", \"ours\": %.2f}\n",
            crossover / w.m->pages.used);
     page_set_free(&dirty);
     world_clear(&w);
@@ -328,10 +333,10 @@ static int run_attribution(unsigned int runs)
                 mmu_attribution_free(&a);
         }
         print_one("mmu-attribution-100k", &s);
-        printf("{\"name\": \"mmu-attribution-found\", \"unit\": \"pages\", \"user\": %llu, \"kernel\": %llu, \"unmapped\": %llu, "
-               "\"spaces\": %zu, \"ranges\": %zu}\n",
-               (unsigned long long)a.user, (unsigned long long)a.kernel, (unsigned long long)a.unmapped, a.space_count,
-               a.range_count);
+        print_value("mmu-attribution", "user", "pages", (double)a.user);
+        print_value("mmu-attribution", "kernel", "pages", (double)a.kernel);
+        print_value("mmu-attribution", "unmapped", "pages", (double)a.unmapped);
+        print_value("mmu-attribution", "spaces", "spaces", (double)a.space_count);
         mmu_attribution_free(&a);
         page_set_free(&dirty);
     }
@@ -350,12 +355,12 @@ static void print_memory(const char *name, const struct world *w, uint64_t tick_
     /* What elements take; pools grow in steps of 64 KiB, and heads with mapped RAM. */
     used = (double)w->m->pages.used * w->m->pages.size + (double)w->m->granules.used * w->m->granules.size +
            (double)w->m->blocks.used * w->m->blocks.size;
-    printf("{\"name\": \"%s\", \"spaces\": %u, \"tables\": %u, \"entries\": %llu, \"guest-table-bytes\": %llu, \"bytes\": %llu, "
-           "\"head-bytes\": %llu, \"ratio-to-guest\": %.3f, \"bytes-a-table\": %.0f, \"tick-us\": %.1f, \"tick-ns-a-table\": %.0f}\n",
-           name, w->spaces, w->m->pages.used, (unsigned long long)s.entries, (unsigned long long)s.table_memory,
-           (unsigned long long)s.memory, (unsigned long long)s.frame_memory,
-           (double)(s.memory + s.frame_memory) / (double)s.table_memory, used / w->m->pages.used, (double)tick_ns / 1e3,
-           (double)tick_ns / w->m->pages.used);
+    print_value(name, "tick", "us", (double)tick_ns / 1e3);
+    print_value(name, "tick-a-table", "ns", (double)tick_ns / w->m->pages.used);
+    print_value(name, "tables", "tables", w->m->pages.used);
+    print_value(name, "memory", "KiB", (double)(s.memory + s.frame_memory) / 1024);
+    print_value(name, "memory-a-table", "bytes", used / w->m->pages.used);
+    print_value(name, "memory-to-guest", "ratio", (double)(s.memory + s.frame_memory) / (double)s.table_memory);
     fflush(stdout);
 }
 
@@ -412,8 +417,12 @@ static int run_scale(unsigned int runs)
 
     for (unsigned int spaces = 625; spaces <= 5000 && r == 0; spaces *= 2) {
         r = add_processes(&w, spaces - w.spaces);
-        if (r == 0)
-            print_memory("mmu-scale", &w, best_tick(&w, runs));
+        if (r == 0) {
+            char name[64];
+
+            snprintf(name, sizeof(name), "mmu-scale-%u", spaces);
+            print_memory(name, &w, best_tick(&w, runs));
+        }
     }
     world_clear(&w);
     return r;

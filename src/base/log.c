@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,7 @@ static struct {
     char vm[80];
     enum log_level level;
     bool journal;
+    atomic_uint lost; /* entries that the journal did not take */
 } log_state = {.program = "umbra", .level = LOG_LEVEL_INFO};
 
 /* stderr is the journal when it is the very stream that systemd names in JOURNAL_STREAM (device:inode). */
@@ -70,8 +72,9 @@ static void escape(const char *in, char *out, size_t size)
 
 static void write_journal(enum log_level level, const char *text)
 {
-    char message[LOG_LINE_MAX + 16], priority[32], ident[64], vm[112];
-    struct iovec iov[4];
+    char message[LOG_LINE_MAX + 16], priority[32], ident[64], vm[112], field[32];
+    struct iovec iov[5];
+    unsigned int lost;
     int n = 0;
 
     iov[n++] = (struct iovec){message, (size_t)snprintf(message, sizeof(message), "MESSAGE=%s", text)};
@@ -79,7 +82,12 @@ static void write_journal(enum log_level level, const char *text)
     iov[n++] = (struct iovec){ident, (size_t)snprintf(ident, sizeof(ident), "SYSLOG_IDENTIFIER=%s", log_state.program)};
     if (log_state.vm[0])
         iov[n++] = (struct iovec){vm, (size_t)snprintf(vm, sizeof(vm), "UMBRA_VM=%s", log_state.vm)};
-    systemd_journal(iov, n);
+    /* The first entry that gets through again tells what did not. */
+    lost = atomic_exchange(&log_state.lost, 0);
+    if (lost > 0)
+        iov[n++] = (struct iovec){field, (size_t)snprintf(field, sizeof(field), "UMBRA_LOST=%u", lost)};
+    if (!systemd_journal(iov, n))
+        atomic_fetch_add(&log_state.lost, lost + 1);
 }
 
 static void write_stderr(enum log_level level, const char *text)

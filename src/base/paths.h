@@ -20,6 +20,18 @@ bool vm_name_valid(const char *name);
  */
 int paths_runtime_dir(const char *override, char *buf, size_t len);
 
+/* A user's name as useradd(8) takes it: at most 32 of [a-z0-9_-], first a letter or _. */
+bool user_name_valid(const char *name);
+
+/* Numbers of a user in /etc/passwd; -ENOENT, or -errno of reading it. Not through NSS, as with groups. */
+int paths_user_ids(const char *user, uid_t *ret_uid, gid_t *ret_gid);
+
+/*
+ * The groups in /etc/group that the user is a member of, at most `max` of them; the number of them, or -errno. A group
+ * beyond `max` is left out.
+ */
+int paths_user_groups(const char *user, gid_t *groups, unsigned int max);
+
 /*
  * The number of a group in /etc/group; -ENOENT, or -errno of reading it. Not through NSS, which loads a handful of modules
  * and files for one line: a system user's group is local.

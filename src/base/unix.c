@@ -8,6 +8,7 @@
 
 #include "base/fd.h"
 #include "base/paths.h"
+#include "base/systemd.h"
 #include "base/util.h"
 
 #define BACKLOG 16
@@ -77,6 +78,13 @@ int unix_listen(const char *path, mode_t mode, const char *group, struct unix_li
     if (strlen(path) > UNIX_PATH_MAX_LEN)
         return -ENAMETOOLONG;
     strcpy(addr.sun_path, path);
+    fd = systemd_listener(path);
+    if (fd >= 0) {
+        err = fd_set_nonblock(fd, 1);
+        if (err == 0)
+            *ret = (struct unix_listener){.fd = take_fd(fd)};
+        return err;
+    }
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
@@ -101,7 +109,7 @@ void unix_listener_close(struct unix_listener *l)
     if (l->fd < 0)
         return;
     /* The open socket keeps its inode's number from being used again. */
-    if (lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
+    if (l->path[0] && lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
         unlink(l->path);
     l->fd = fd_close(l->fd);
 }

@@ -13,11 +13,12 @@ struct unix_listener {
     int fd; /* nonblocking, close-on-exec */
     dev_t dev;
     ino_t ino;
-    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* "" for a socket of systemd's */
 };
 
 /*
- * Listen on `path`. Nobody but user and group of `mode` can ever connect, whatever the umask is. The socket is given to
+ * Listen on `path`, or take over the socket that systemd made there for this process (systemd_listener): that one stays
+ * when it is closed, and its mode is systemd's business. Nobody but user and group of `mode` can ever connect, whatever the umask is. The socket is given to
  * `group` (may be NULL) where that group exists and this process may do so.
  *
  * What stands at path: nothing, or a socket that nobody listens on any more (it is replaced). -EADDRINUSE when somebody

@@ -160,6 +160,18 @@ static int open_image(struct boot_image *image, const struct boot_config *config
     return examine_kernel(image, error);
 }
 
+bool boot_cmdline_has(const char *cmdline, const char *word)
+{
+    size_t len = strlen(word);
+
+    for (const char *at = cmdline; at && *at; at += strcspn(at, " ")) {
+        at += strspn(at, " ");
+        if (strncmp(at, word, len) == 0 && (at[len] == ' ' || at[len] == '\0'))
+            return true;
+    }
+    return false;
+}
+
 int boot_open(const struct boot_config *config, char *error, struct boot_image **ret)
 {
     struct boot_image *image = calloc(1, sizeof(*image));

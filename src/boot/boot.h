@@ -9,6 +9,7 @@
 #ifndef UMBRA_BOOT_BOOT_H
 #define UMBRA_BOOT_BOOT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "boot/acpi.h"
@@ -33,6 +34,9 @@ struct boot_config {
     const char *cmdline; /* or NULL */
     struct acpi_config acpi; /* what it points to must live as long as the image */
 };
+
+/* Whether a command line (or NULL) has a word: "nolapic", not "nolapic=1" or "nolapics". */
+bool boot_cmdline_has(const char *cmdline, const char *word);
 
 /*
  * Open and examine kernel and initrd. On failure -errno, and `error` (BOOT_ERROR_MAX bytes) holds one line that names

@@ -258,6 +258,8 @@ static int scan_all(struct scan *s, const char **ret_word)
             r = take_command(s);
         } else {
             s->argv[s->kept++] = arg;
+            if (s->ctl->command && s->ctl->command->flags & CTL_FOREIGN)
+                options = false;
         }
         if (r)
             return r;

@@ -22,6 +22,7 @@ struct client {
     pid_t pid;
     struct json_tokener *tokener;
     uint64_t message_bytes; /* of the message being read */
+    uint64_t max_message;
     size_t pos, len;        /* unread bytes of chunk */
     int passed_fd;          /* came with the answer being read, or -1 */
     client_event_fn *on_event;
@@ -60,6 +61,7 @@ int client_adopt(int fd, struct client **ret, struct failure *f)
     }
     c->fd = fd;
     c->passed_fd = -1;
+    c->max_message = CLIENT_MAX_MESSAGE;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) == 0)
         c->pid = cred.pid;
     *ret = c;
@@ -111,6 +113,11 @@ void client_close(struct client *c)
     fd_close(c->passed_fd);
     json_tokener_free(c->tokener);
     free(c);
+}
+
+void client_limit(struct client *c, uint64_t max_message)
+{
+    c->max_message = max_message;
 }
 
 int client_fd(const struct client *c)
@@ -257,12 +264,11 @@ static int parse(struct client *c, json_t **ret, struct failure *f)
     used = e == json_tokener_continue ? c->len - start : json_tokener_get_parse_end(c->tokener);
     c->pos += used;
     c->message_bytes += used;
-    if (e == json_tokener_continue && c->message_bytes <= CLIENT_MAX_MESSAGE)
+    if (e == json_tokener_continue && c->message_bytes <= c->max_message)
         return 1;
     c->message_bytes = 0;
     if (e == json_tokener_continue) {
-        failure_set(f, FAILURE_PROTOCOL, "answer larger than %llu MiB",
-                    (unsigned long long)(CLIENT_MAX_MESSAGE / MiB));
+        failure_set(f, FAILURE_PROTOCOL, "answer larger than %llu MiB", (unsigned long long)(c->max_message / MiB));
         return -1;
     }
     if (e != json_tokener_success || !json_object_is_type(o, json_type_object)) {

@@ -48,6 +48,9 @@ int client_connect(const char *path, struct client **ret, struct failure *f);
 /* Take over a connected socket (tests). The client owns fd. */
 int client_adopt(int fd, struct client **ret, struct failure *f);
 
+/* Take no message larger than this (at first CLIENT_MAX_MESSAGE): for a daemon that is not trusted with this side's memory. */
+void client_limit(struct client *c, uint64_t max_message);
+
 /* Read the greeting and negotiate, in at most timeout_ms; 0, or -1 with *f set. */
 int client_negotiate(struct client *c, int timeout_ms, struct failure *f);
 

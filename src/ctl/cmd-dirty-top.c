@@ -24,6 +24,7 @@
 /* The title, the totals, an empty line, the table's header, and room for what -v says. */
 #define FRAME_LINES 5u
 #define LINE_SPACES 3
+#define OLD_SECONDS 2.0
 #define KPTI_PAIR UINT64_C(0x1fff)
 
 /* What is drawn as one row: an address space, its KPTI half included. */
@@ -44,6 +45,7 @@ struct top_view {
     double seconds;   /* of the last interval */
     uint64_t pages, user, kernel, unmapped;
     bool lost, incomplete;
+    uint64_t age_us;  /* how long before the snapshot page tables were looked at */
     json_t *answer;   /* the last one, with names */
     const json_t *spaces; /* in it */
     struct row *rows;
@@ -127,6 +129,8 @@ static int take_answer(struct top_view *v, json_t *answer)
     json_get_u64(attribution, "user", &v->user);
     json_get_u64(attribution, "kernel", &v->kernel);
     json_get_u64(attribution, "unmapped", &v->unmapped);
+    v->age_us = 0;
+    json_get_u64(attribution, "age-us", &v->age_us);
     v->incomplete = false;
     json_get_bool(attribution, "incomplete", &v->incomplete);
     names_annotate_all(v->names, spaces);
@@ -228,12 +232,17 @@ static void draw_row(const struct top_view *v, struct table *t, const struct row
 static void draw_totals(const struct top_view *v, FILE *out)
 {
     char count[FMT_MAX], rate[FMT_MAX], a[FMT_MAX], b[FMT_MAX], c[FMT_MAX];
+    /* Processes that came since then cannot have pages. */
+    bool old = (double)v->age_us / 1e6 > MAX(v->seconds, OLD_SECONDS);
 
-    fprintf(out, "%s pages in %.1f s, %s: processes %s, kernel %s, unmapped %s%s%s\n",
+    fprintf(out, "%s pages in %.1f s, %s: processes %s, kernel %s, unmapped %s%s%s",
             fmt_count(v->pages, true, count, sizeof(count)), v->seconds, rate_text(v, v->pages, rate, sizeof(rate)),
             fmt_share(share_of(v, v->user), a, sizeof(a)), fmt_share(share_of(v, v->kernel), b, sizeof(b)),
             fmt_share(share_of(v, v->unmapped), c, sizeof(c)), v->lost ? "; pages may be missing" : "",
             v->incomplete ? "; some page tables are not known" : "");
+    if (old)
+        fprintf(out, "; page tables are those of %s ago", fmt_duration((double)v->age_us / 1e6, a, sizeof(a)));
+    fputc('\n', out);
 }
 
 static void draw_table(const struct top_view *v, size_t lines, FILE *out)

@@ -53,6 +53,10 @@ static void row_connect(const struct ctl *ctl, struct vm_row *row)
         set_state(row, &f);
         return;
     }
+    if (vms_waiting(ctl->runtime_dir, row->name)) {
+        strcpy(row->state, "off");
+        return;
+    }
     if (client_connect(path, &row->client, &f) < 0) {
         set_state(row, &f);
         return;
@@ -177,9 +181,9 @@ static void print_table(const struct vm_row *rows, size_t count)
 
 int ctl_cmd_list(struct ctl *ctl)
 {
-    _cleanup_vms_ struct vm_names names = {0};
+    _cleanup_vm_names_ struct vm_names names = {0};
     _cleanup_free_ struct vm_row *rows = NULL;
-    int r = vms_scan(ctl->runtime_dir, &names);
+    int r = vm_names_scan(ctl->runtime_dir, &names);
 
     if (r == 0) {
         rows = calloc(MAX(names.count, (size_t)1), sizeof(*rows));

@@ -295,9 +295,10 @@ int ctl_cmd_mmu_verify(struct ctl *ctl)
 static void process_cells(struct table *t, const json_t *space)
 {
     const json_t *process = part_of(space, "process");
-    uint64_t pid;
+    uint64_t pid = 0;
+    bool named = json_get_u64(process, "pid", &pid) == 0;
 
-    table_cell(t, json_get_u64(process, "pid", &pid) == 0 ? "%llu" : "", (unsigned long long)pid);
+    table_cell(t, named ? "%llu" : "", (unsigned long long)pid);
     table_cell(t, "%s", process ? text_of(process, "comm") : "");
 }
 

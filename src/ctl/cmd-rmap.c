@@ -38,10 +38,11 @@ static bool flag(const json_t *o, const char *key)
 
 static void mapping_row(struct table *t, const json_t *m)
 {
-    uint64_t root = 0, gva = 0, size = 0, pid;
+    uint64_t root = 0, gva = 0, size = 0, pid = 0;
     const char *kind = "?", *comm = "";
     char text[FMT_MAX];
     json_t *process = NULL;
+    bool named;
 
     json_get_u64(m, "root", &root);
     json_get_u64(m, "gva", &gva);
@@ -49,7 +50,8 @@ static void mapping_row(struct table *t, const json_t *m)
     json_get_str(m, "kind", &kind);
     if (json_get_obj(m, "process", &process) == 0)
         json_get_str(process, "comm", &comm);
-    table_cell(t, json_get_u64(process, "pid", &pid) == 0 ? "%llu" : "", (unsigned long long)pid);
+    named = json_get_u64(process, "pid", &pid) == 0;
+    table_cell(t, named ? "%llu" : "", (unsigned long long)pid);
     table_cell(t, "%s", comm);
     table_cell(t, "0x%09llx", (unsigned long long)root);
     table_cell(t, "%s", kind);

@@ -187,6 +187,8 @@ int ctl_cmd_shutdown(struct ctl *ctl)
     r = ctl_opt_seconds(ctl, "timeout", 0, SHUTDOWN_MAX_MS, &timeout_ms);
     if (r)
         return r;
+    if (ctl_opt(ctl, "if-running") && !vms_running(ctl->runtime_dir, ctl->vm))
+        return CTL_DONE;
     if (ctl_opt(ctl, "now"))
         return ctl_cmd_kill(ctl);
     r = ctl_connect(ctl, &c);
@@ -196,16 +198,6 @@ int ctl_cmd_shutdown(struct ctl *ctl)
 }
 
 /* -- kill -- */
-
-/* True when the process is one of ours: its name is umbrad. Asked after the pidfd was made, so it is the same process. */
-static bool is_umbrad(pid_t pid)
-{
-    _cleanup_free_ char *comm = NULL;
-    char path[64];
-
-    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-    return fd_read_file(path, 64, &comm, NULL) == 0 && strcmp(comm, "umbrad\n") == 0;
-}
 
 /* SIGKILL for the process in the VM's pid file, when it still is a umbrad. */
 static int kill_process(struct ctl *ctl, const char *why)
@@ -225,7 +217,7 @@ static int kill_process(struct ctl *ctl, const char *why)
                   ctl->runtime_dir, ctl->vm);
         return CTL_NO_VM;
     }
-    if (pidfd >= 0 && !is_umbrad(pid)) {
+    if (pidfd >= 0 && !vms_is_umbrad(pid)) {
         ctl_error("%s is not running (process %d in its pid file is not umbrad)", ctl->vm, (int)pid);
         return CTL_NO_VM;
     }

@@ -16,6 +16,7 @@
 static const struct ctl_option shutdown_options[] = {
     {'t', "timeout", "SECONDS", "how long to wait for the guest (default 60; 0: do not wait)"},
     {0, "now", NULL, "do not ask the guest, end the VM at once"},
+    {0, "if-running", NULL, "do nothing, and succeed, if it does not run (for a service manager)"},
     END_OF_OPTIONS,
 };
 
@@ -93,6 +94,17 @@ static const struct ctl_option migrate_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option config_options[] = {
+    {0, "config-dir", "DIR", "where configuration files are (default " UMBRA_SYSCONFDIR ")"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option doctor_options[] = {
+    {0, "bandwidth", "MIB", "what a migration could send a second (default 1000)"},
+    {0, "strict", NULL, "fail if something is a warning or worse"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -125,6 +137,10 @@ const struct ctl_command ctl_commands[] = {
     {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
     {"migrate", "[VM] [URI]", "move a guest to another daemon (umbrad --incoming URI)", migrate_options, CTL_VM, 1,
      ctl_cmd_migrate},
+    {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
+    {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
+    {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},
+    {"doctor", "[VM]", "what an expert would say of a VM, or of this host", doctor_options, 0, 1, ctl_cmd_doctor},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},

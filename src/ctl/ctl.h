@@ -43,6 +43,7 @@ struct ctl;
 
 enum ctl_flags {
     CTL_VM = 1 << 0, /* the first argument is a VM, which may be left out where there is only one */
+    CTL_FOREIGN = 1 << 1, /* what follows the first argument is another program's, options too */
 };
 
 struct ctl_command {
@@ -141,6 +142,10 @@ int ctl_cmd_help(struct ctl *ctl);
 
 int ctl_cmd_list(struct ctl *ctl);
 
+int ctl_cmd_create(struct ctl *ctl);
+int ctl_cmd_edit(struct ctl *ctl);
+int ctl_cmd_remove(struct ctl *ctl);
+
 int ctl_cmd_status(struct ctl *ctl);
 
 int ctl_cmd_pause(struct ctl *ctl);
@@ -173,6 +178,8 @@ int ctl_cmd_floods(struct ctl *ctl);
 int ctl_cmd_migrate(struct ctl *ctl);
 
 int ctl_cmd_host(struct ctl *ctl);
+
+int ctl_cmd_doctor(struct ctl *ctl);
 
 int ctl_cmd_qmp(struct ctl *ctl);
 

@@ -2,7 +2,6 @@
 
 #include "ctl/vms.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -14,60 +13,6 @@
 #include "base/fd.h"
 #include "base/size.h"
 
-static int add_name(struct vm_names *v, const char *name)
-{
-    char **bigger = realloc(v->names, (v->count + 1) * sizeof(*bigger));
-
-    if (!bigger)
-        return -ENOMEM;
-    v->names = bigger;
-    bigger[v->count] = strdup(name);
-    if (!bigger[v->count])
-        return -ENOMEM;
-    v->count++;
-    return 0;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-int vms_scan(const char *runtime_dir, struct vm_names *ret)
-{
-    struct vm_names v = {0};
-    DIR *d = opendir(runtime_dir);
-    struct dirent *e;
-    int r = 0;
-
-    if (!d && errno != ENOENT)
-        return -errno;
-    while (d && r == 0 && (e = readdir(d))) {
-        struct stat st;
-
-        if (vm_name_valid(e->d_name) && fstatat(dirfd(d), e->d_name, &st, 0) == 0 && S_ISDIR(st.st_mode))
-            r = add_name(&v, e->d_name);
-    }
-    if (d)
-        closedir(d);
-    if (r < 0) {
-        vms_clear(&v);
-        return r;
-    }
-    if (v.count > 1)
-        qsort(v.names, v.count, sizeof(*v.names), by_name);
-    *ret = v;
-    return 0;
-}
-
-void vms_clear(struct vm_names *v)
-{
-    for (size_t i = 0; i < v->count; i++)
-        free(v->names[i]);
-    free(v->names);
-    *v = (struct vm_names){0};
-}
-
 bool vms_listening(const char *runtime_dir, const char *name)
 {
     _cleanup_client_ struct client *c = NULL;
@@ -77,6 +22,31 @@ bool vms_listening(const char *runtime_dir, const char *name)
     if (paths_vm_file(runtime_dir, name, "control.sock", path, sizeof(path)) < 0)
         return false;
     return client_connect(path, &c, &f) == 0 || f.kind != FAILURE_NO_VM;
+}
+
+bool vms_is_umbrad(pid_t pid)
+{
+    _cleanup_free_ char *comm = NULL;
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    return fd_read_file(path, 64, &comm, NULL) == 0 && strcmp(comm, "umbrad\n") == 0;
+}
+
+bool vms_running(const char *runtime_dir, const char *name)
+{
+    pid_t pid;
+
+    return vms_pid_file(runtime_dir, name, &pid) == 0 && vms_is_umbrad(pid);
+}
+
+bool vms_waiting(const char *runtime_dir, const char *name)
+{
+    char path[PATH_MAX];
+    pid_t pid;
+
+    return vms_pid_file(runtime_dir, name, &pid) == -ENOENT &&
+           paths_vm_file(runtime_dir, name, "control.sock", path, sizeof(path)) == 0 && access(path, F_OK) == 0;
 }
 
 const char *vms_join(const struct vm_names *v, char *buf, size_t len)
@@ -110,7 +80,7 @@ static void keep_listening(const char *runtime_dir, struct vm_names *v)
     size_t kept = 0;
 
     for (size_t i = 0; i < v->count; i++) {
-        if (vms_listening(runtime_dir, v->names[i]))
+        if (!vms_waiting(runtime_dir, v->names[i]) && vms_listening(runtime_dir, v->names[i]))
             v->names[kept++] = v->names[i];
         else
             free(v->names[i]);
@@ -156,8 +126,8 @@ static void shift(struct ctl *ctl)
 
 int vms_choose(struct ctl *ctl)
 {
-    _cleanup_vms_ struct vm_names v = {0};
-    int r = vms_scan(ctl->runtime_dir, &v);
+    _cleanup_vm_names_ struct vm_names v = {0};
+    int r = vm_names_scan(ctl->runtime_dir, &v);
 
     if (r < 0) {
         ctl_error("cannot read %s: %s", ctl->runtime_dir, strerror(-r));

@@ -5,20 +5,23 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "base/vm-names.h"
 #include "ctl/ctl.h"
-
-struct vm_names {
-    char **names; /* sorted */
-    size_t count;
-};
-
-/* Every VM with a directory, running or not. 0 (also where the runtime directory is not there) or -errno. */
-int vms_scan(const char *runtime_dir, struct vm_names *ret);
-void vms_clear(struct vm_names *v);
-#define _cleanup_vms_ __attribute__((cleanup(vms_clear)))
 
 /* True unless it is certain that nobody listens on the VM's control socket. */
 bool vms_listening(const char *runtime_dir, const char *name);
+
+/* Whether the VM's daemon runs, found out without a connection: that could make systemd start it. */
+bool vms_running(const char *runtime_dir, const char *name);
+
+/*
+ * True where the control socket is there but no pid file: systemd listens on it, and a connection would start the VM. (A
+ * daemon that was killed leaves its pid file.)
+ */
+bool vms_waiting(const char *runtime_dir, const char *name);
+
+/* True when the process is called umbrad. */
+bool vms_is_umbrad(pid_t pid);
 
 /* "a, b, c" for messages, cut short with "..." */
 const char *vms_join(const struct vm_names *v, char *buf, size_t len);

@@ -13,11 +13,13 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "base/http.h"
 #include "base/json.h"
 #include "base/paths.h"
 #include "base/size.h"
 #include "boot/boot.h"
 #include "daemon/configuration-internal.h"
+#include "daemon/configuration-keys.h"
 #include "mmu/mem.h"
 #include "mmu/page-limit.h"
 #include "vcpu/vm.h"
@@ -270,6 +272,16 @@ static int set_log_level(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_metrics(struct config *c, const char *value, char *error)
+{
+    struct sockaddr_storage addr;
+    socklen_t len;
+
+    if (http_parse_address(value, &addr, &len) < 0)
+        return config_fail(error, "\"%.80s\" is not ADDR:PORT with a numeric address, as in 127.0.0.1:9750 or [::1]:9750", value);
+    return config_set_string(&c->metrics, value);
+}
+
 static int set_runtime_dir(struct config *c, const char *value, char *error)
 {
     return config_set_path(&c->runtime_dir, value, error);
@@ -291,6 +303,70 @@ static int set_incoming(struct config *c, const char *value, char *error)
     return config_set_path(&c->incoming, value, error);
 }
 
+static int set_mmu_page_limit_share(struct config *c, const char *value, char *error)
+{
+    uint64_t v = 0;
+    int r = set_number(value, 1, 50, &v, error);
+
+    if (r == 0)
+        c->page_limit_share = (unsigned int)v;
+    return r;
+}
+
+static int set_thp(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"off", "on", NULL};
+    int v = config_choose(values, value, error);
+
+    if (v < 0)
+        return v;
+    c->thp = v;
+    return 0;
+}
+
+static int set_halt_poll(struct config *c, const char *value, char *error)
+{
+    uint64_t ns = 0;
+    bool set = strcmp(value, "host") != 0;
+    int r = set ? set_number(value, 0, 1000000, &ns, error) : 0;
+
+    if (r < 0)
+        return r;
+    c->set_halt_poll = set;
+    c->halt_poll_ns = (uint32_t)ns;
+    return 0;
+}
+
+static int fail_feature(const char *name, char *error)
+{
+    char list[CONFIG_ERROR_MAX - 64] = "";
+    size_t len = 0;
+
+    for (unsigned int i = 0; cpuid_feature_name(i) && len < sizeof(list); i++)
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", i ? ", " : "", cpuid_feature_name(i));
+    return config_fail(error, "\"%.20s\" is none of %s", name, list);
+}
+
+static int set_cpu_off(struct config *c, const char *value, char *error)
+{
+    cpuid_features off = 0;
+
+    for (const char *at = value; *at;) {
+        size_t len = strcspn(at, ",");
+        char name[32] = "";
+        cpuid_features bit;
+
+        memcpy(name, at, MIN(len, sizeof(name) - 1));
+        bit = cpuid_feature(name);
+        if (!bit)
+            return fail_feature(name, error);
+        off |= bit;
+        at += len + (at[len] == ',');
+    }
+    c->cpu_off = off;
+    return 0;
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -309,6 +385,31 @@ static int set_paused(struct config *c, const char *value, char *error)
 static int set_test_device(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->test_device, value);
+}
+
+static int set_sandbox(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {[SANDBOX_ENFORCE] = "enforce", [SANDBOX_ERRNO] = "errno", [SANDBOX_LOG] = "log",
+                                         [SANDBOX_OFF] = "off", NULL};
+    int i = config_choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->sandbox = (enum sandbox_mode)i;
+    return 0;
+}
+
+static int set_user(struct config *c, const char *value, char *error)
+{
+    if (!user_name_valid(value))
+        return config_fail(error, "\"%.40s\" is no user name", value);
+    return config_set_string(&c->user, value);
+}
+
+static int set_print_config(struct config *c, const char *value, char *error)
+{
+    c->action = CONFIG_PRINT_CONFIG;
+    return 0;
 }
 
 static int set_check_host(struct config *c, const char *value, char *error)
@@ -351,15 +452,28 @@ static const struct option_row options[] = {
      set_mmu_page_limit, false},
     {"mmu-floods", "on|off", "let go of page tables that are written all the time (default on)", EVERYWHERE,
      set_mmu_floods, false},
+    {"mmu-page-limit-share", "PERCENT", "auto gives at most so much of the host's memory (default 5)", EVERYWHERE,
+     set_mmu_page_limit_share, false},
+    {"cpu-off", "LIST", "CPU features that are not offered: pcid, invpcid, pge, async-pf and others", EVERYWHERE, set_cpu_off, false},
+    {"halt-poll", "NS", "how long a halted vCPU polls for work: host (default: as the kvm module says) or 0 to 1000000",
+     EVERYWHERE, set_halt_poll, false},
+    {"thp", "on|off", "transparent huge pages behind guest memory, where the host gives them (default on)", EVERYWHERE, set_thp,
+     false},
+    {"metrics", "ADDR:PORT", "serve metrics there too (they always are on the socket metrics.sock)", EVERYWHERE, set_metrics,
+     false},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
     {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY,
      set_incoming, false},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
+    {"sandbox", "MODE", "a system call beyond what is needed: enforce (default) ends umbrad, errno refuses it, log, off",
+     EVERYWHERE, set_sandbox, false},
+    {"user", "NAME", "run as that user (default, where root starts it: \"umbra\", if there is one)", EVERYWHERE, set_user, false},
     {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level, false},
     {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir, false},
     {"check-config", "FILE", "say what is wrong with a configuration file, and end", CMDLINE_ONLY, set_check_config, false},
+    {"print-config", NULL, "print the other options as a configuration file, and end", CMDLINE_ONLY, set_print_config, false},
     {"check-host", NULL, "say what this host offers, and end", CMDLINE_ONLY, set_check_host, false},
     {"version", NULL, "print the version, and end", CMDLINE_ONLY, set_version, false},
     {"help", NULL, "print this, and end", CMDLINE_ONLY, set_help, false},
@@ -374,6 +488,8 @@ void config_init(struct config *c)
         .console = CHARDEV_SOCKET,
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
+        .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
+        .thp = true,
         .log_level = LOG_LEVEL_INFO,
     };
     tracker_default_settings(&c->mmu);
@@ -387,8 +503,11 @@ void config_clear(struct config *c)
     free(c->cmdline);
     free(c->console_path);
     free(c->incoming);
+    free(c->metrics);
     free(c->runtime_dir);
     free(c->config_file);
+    free(c->user);
+    json_object_put(c->given);
     for (unsigned int i = 0; i < c->disk_count; i++) {
         free(c->disks[i].path);
         free(c->disks[i].serial);
@@ -405,21 +524,6 @@ static const struct option_row *find_option(const char *key)
 }
 
 /* -- the file -- */
-
-/* The line a key stands in, by looking for its quoted text: json-c does not keep positions. */
-static unsigned int line_of_key(const char *text, size_t len, const char *key)
-{
-    size_t key_len = strlen(key);
-    unsigned int line = 1;
-
-    for (size_t i = 0; i + key_len + 2 <= len; i++) {
-        if (text[i] == '\n')
-            line++;
-        if (text[i] == '"' && text[i + key_len + 1] == '"' && memcmp(text + i + 1, key, key_len) == 0)
-            return line;
-    }
-    return 1;
-}
 
 static unsigned int line_at(const char *text, size_t offset)
 {
@@ -503,6 +607,7 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
     struct json_tokener *tok = json_tokener_new_ex(8);
     _cleanup_json_ json_t *root = NULL;
     enum json_tokener_error err;
+    struct config_keys twice;
     size_t end;
     int r = 0;
 
@@ -520,7 +625,7 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
             r = config_fail(error, "%s:%u: %s", file, line_at(text, end), json_tokener_error_desc(err));
         else if (!json_object_is_type(root, json_type_object))
             r = config_fail(error, "%s:1: wants an object in { }", file);
-        else if (end < len && strspn(text + end, " \t\r\n") < len - end)
+        else if (!config_text_blank(text + end, len - end))
             r = config_fail(error, "%s:%u: there is more after the end of the object", file, line_at(text, end));
     }
     json_tokener_free(tok);
@@ -532,10 +637,14 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
 
         r = apply_json_key(c, key, value, why);
         if (r == -EINVAL)
-            return config_fail(error, "%.120s:%u: %.40s: %.140s", file, line_of_key(text, len, key), key, why);
+            return config_fail(error, "%.120s:%u: %.40s: %.140s", file, config_keys_line(text, len, key), key, why);
         if (r < 0)
             return r;
     }
+    /* Only now: all keys are known ones, so a repetition is among the first few. */
+    if (config_keys_duplicate(text, len, &twice))
+        return config_fail(error, "%.120s:%u: %.*s: stands there twice", file, twice.key_line, (int)MIN(twice.key_len, (size_t)40),
+                    twice.key);
     return 0;
 }
 
@@ -561,6 +670,46 @@ static int read_config_file(struct config *c, char *error)
 }
 
 /* -- the command line -- */
+
+/* A value as a configuration file has it: a number where it is written as one. */
+static json_t *value_as_json(const struct option_row *o, const char *value)
+{
+    uint64_t number;
+    bool plain = value && (value[0] != '0' || value[1] == '\0');
+
+    if (!o->arg)
+        return json_object_new_boolean(true);
+    if (plain && size_parse_u64(value, INT64_MAX, &number) == 0)
+        return json_object_new_int64((int64_t)number);
+    return json_object_new_string(value);
+}
+
+/* Remember an option for --print-config: the last one counts, or all of them as an array. */
+static int remember(struct config *c, const struct option_row *o, const char *value)
+{
+    json_t *v, *list;
+    int r;
+
+    if (o->where != EVERYWHERE)
+        return 0;
+    if (!c->given)
+        c->given = json_object_new_object();
+    v = value_as_json(o, value);
+    if (o->list && json_get_array(c->given, o->key, &list) == 0) {
+        r = json_object_array_add(list, v);
+    } else {
+        if (o->list) {
+            list = json_object_new_array();
+            json_push(list, v);
+            v = list;
+        }
+        r = c->given && v ? json_object_object_add(c->given, o->key, v) : -1;
+    }
+    if (r == 0)
+        return 0;
+    json_object_put(v);
+    return -ENOMEM;
+}
 
 static int apply_args(struct config *c, int argc, char **argv, bool only_file, char *error)
 {
@@ -590,6 +739,8 @@ static int apply_args(struct config *c, int argc, char **argv, bool only_file, c
         r = o->set(c, o->arg ? optarg : "true", why);
         if (r == -EINVAL)
             return config_fail(error, "--%s: %.250s", o->key, why);
+        if (r == 0 && !only_file)
+            r = remember(c, o, optarg);
         if (r < 0)
             return r;
     }
@@ -641,6 +792,15 @@ int config_check(const struct config *c, char *error)
     if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
         return config_fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
     return 0;
+}
+
+void config_print(const struct config *c)
+{
+    if (!c->given)
+        puts("{}");
+    else
+        puts(json_object_to_json_string_ext(c->given, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
+                                                          JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 void config_print_help(void)

@@ -7,10 +7,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/json.h"
 #include "base/log.h"
 #include "device/chardev.h"
 #include "device/virtio/blk.h"
 #include "mmu/dirty.h"
+#include "vcpu/cpuid.h"
 #include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
@@ -30,9 +32,18 @@ enum config_page_limit {
     CONFIG_PAGE_LIMIT_MANUAL, /* page_limit_pages */
 };
 
+/* What becomes of a system call that a thread has no need of; see daemon/sandbox.h. */
+enum sandbox_mode {
+    SANDBOX_ENFORCE,
+    SANDBOX_ERRNO,
+    SANDBOX_LOG,
+    SANDBOX_OFF,
+};
+
 enum config_action {
     CONFIG_RUN,
     CONFIG_CHECK_CONFIG,
+    CONFIG_PRINT_CONFIG,
     CONFIG_CHECK_HOST,
     CONFIG_VERSION,
     CONFIG_HELP,
@@ -52,13 +63,22 @@ struct config {
     unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    unsigned int page_limit_share; /* percent */
+    bool thp;                      /* ask for transparent huge pages */
+    cpuid_features cpu_off;
+    bool set_halt_poll;
+    uint32_t halt_poll_ns;
     struct tracker_settings mmu;
     enum config_page_limit page_limit;
     uint64_t page_limit_pages;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
+    char *metrics;        /* ADDR:PORT to serve metrics on too, or NULL */
     enum log_level log_level;
+    enum sandbox_mode sandbox;
+    char *user;    /* to run as; NULL: the default */
+    json_t *given; /* what the command line said, as a configuration file would; may be NULL */
 };
 
 /* As configuration and QMP spell enum tracker_mode; ends with NULL. */
@@ -78,6 +98,9 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
 
 /* Whole-config checks (kernel given, names, ranges); -EINVAL. */
 int config_check(const struct config *c, char *error);
+
+/* Print what the command line said as a configuration file. */
+void config_print(const struct config *c);
 
 void config_print_help(void);
 

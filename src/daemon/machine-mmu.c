@@ -22,6 +22,7 @@ struct machine_mmu {
     struct tracker *tracker;
     void (*on_page_limit)(void *opaque);
     void *opaque;
+    unsigned int share; /* of the host's memory for shadow pages, percent */
 
     /* The last attributed snapshot, by root. */
     struct mmu_space *spaces;
@@ -178,7 +179,8 @@ int machine_mmu_new(const struct config *config, struct vm *vm, void (*on_page_l
 
     if (!m)
         return -ENOMEM;
-    *m = (struct machine_mmu){.vm = vm, .on_page_limit = on_page_limit, .opaque = opaque};
+    *m = (struct machine_mmu){.vm = vm, .on_page_limit = on_page_limit, .opaque = opaque,
+                               .share = config->page_limit_share};
     pthread_mutex_init(&m->lock, NULL);
     open_stats(m);
     m->limit.kvm_default = page_limit_default(mem_pages(vm_mem(vm)));
@@ -284,7 +286,7 @@ void machine_mmu_page_limit(struct machine_mmu *m, struct page_limit_info *ret)
 static void begin_policy(struct machine_mmu *m)
 {
     uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t max = page_limit_affordable(host, PAGE_LIMIT_SHARE_DEFAULT);
+    uint64_t max = page_limit_affordable(host, m->share);
 
     page_limit_init(&m->policy, m->limit.kvm_default, MIN(max, (uint64_t)UINT32_MAX), recycled_now(m));
     m->capped_told = false;

@@ -350,7 +350,11 @@ static int create_request_event(struct machine *m)
 static int create_memory(struct machine *m)
 {
     struct mem_config config = {
-        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+        .size = m->config->memory,
+        .hugepages = m->config->hugepages,
+        .prealloc = m->config->prealloc,
+        .transparent = m->config->thp,
+    };
 
     return mem_new(&config, &m->mem);
 }
@@ -364,9 +368,15 @@ static int create_vm(struct machine *m)
         .callbacks = {.on_exit = on_vcpu_exit, .on_start = on_vcpu_start, .opaque = m},
         .register_base = VIRTIO_MMIO_BASE,
         .register_pages = machine_devices_describe(m->config, m->mmio),
+        .cpu_off = m->config->cpu_off,
+        .set_halt_poll = m->config->set_halt_poll,
+        .halt_poll_ns = m->config->halt_poll_ns,
     };
-    int r = vm_new(&config, m->mem, &m->vm);
+    int r;
 
+    if (boot_cmdline_has(m->config->cmdline, "nolapic") || boot_cmdline_has(m->config->cmdline, "disableapic"))
+        config.cpu_off |= CPUID_ASYNC_PF;
+    r = vm_new(&config, m->mem, &m->vm);
     if (r == 0)
         r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);

@@ -13,12 +13,15 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/systemd.h"
+#include "base/thread.h"
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/machine.h"
 #include "daemon/migration.h"
+#include "daemon/metrics.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
+#include "daemon/service.h"
 #include "vcpu/host.h"
 
 #define EXIT_HOST 1
@@ -36,6 +39,8 @@ struct daemon {
     struct machine *machine;
     struct qmp_server *qmp;
     struct migration *migration;
+    struct service *service;
+    struct metrics *metrics;
     int status;
 };
 
@@ -43,6 +48,7 @@ static void on_machine_event(void *opaque, const char *name, json_t *data)
 {
     struct daemon *d = opaque;
 
+    service_event(d->service, name, data);
     if (d->qmp)
         qmp_server_event(d->qmp, name, data);
     else
@@ -110,6 +116,20 @@ static int wait_for_guest(struct daemon *d)
     return r;
 }
 
+static int serve_metrics(struct daemon *d)
+{
+    char path[256];
+    int r = metrics_new(d->events, qmp_server_context(d->qmp), &d->metrics);
+
+    if (r == 0)
+        r = rundir_socket(d->rundir, "metrics.sock", path, sizeof(path));
+    if (r == 0)
+        r = metrics_listen_unix(d->metrics, path);
+    if (r == 0 && d->config.metrics)
+        r = metrics_listen_tcp(d->metrics, d->config.metrics);
+    return r;
+}
+
 static int start(struct daemon *d)
 {
     const struct machine_observer observer = {
@@ -136,19 +156,25 @@ static int start(struct daemon *d)
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
+        r = serve_metrics(d);
+    if (r == 0)
         r = machine_start(d->machine);
     if (r == 0 && d->config.incoming)
         r = wait_for_guest(d);
+    if (r == 0)
+        r = service_new(d->events, d->machine, &d->service);
     return r;
 }
 
 static void finish(struct daemon *d)
 {
-    systemd_notify("STOPPING=1");
+    service_stopping();
     if (d->qmp)
         qmp_server_flush(d->qmp, FLUSH_MS);
+    metrics_free(d->metrics);
     qmp_server_free(d->qmp);
     migration_free(d->migration);
+    service_free(d->service);
     machine_free(d->machine);
     for (size_t i = 0; i < ARRAY_SIZE(end_signals); i++)
         if (d->signals[i])
@@ -162,12 +188,10 @@ static int run(struct daemon *d)
 {
     int r = start(d);
 
-    if (r < 0) {
+    if (r < 0)
         d->status = EXIT_HOST;
-    } else {
-        systemd_notify("READY=1");
+    else
         event_base_loop(d->events, EVLOOP_NO_EXIT_ON_EMPTY);
-    }
     finish(d);
     return d->status;
 }
@@ -179,6 +203,9 @@ static int act(struct daemon *d)
         return run(d);
     case CONFIG_CHECK_CONFIG:
         printf("%s: ok\n", d->config.config_file);
+        return 0;
+    case CONFIG_PRINT_CONFIG:
+        config_print(&d->config);
         return 0;
     case CONFIG_CHECK_HOST:
         return host_report(d->config.kvm_path) < 0 ? EXIT_HOST : 0;
@@ -212,9 +239,11 @@ int main(int argc, char **argv)
     /* No arena for each thread that allocates: the threads hardly do, and each costs a few system calls and some memory. */
     mallopt(M_ARENA_MAX, 1);
     fill_standard_fds();
+    systemd_init();
+    thread_enter(THREAD_MAIN, "main");
     config_init(&d.config);
     r = config_parse_args(&d.config, argc, argv, error);
-    if (r == 0 && d.config.action <= CONFIG_CHECK_CONFIG)
+    if (r == 0 && d.config.action <= CONFIG_PRINT_CONFIG)
         r = config_check(&d.config, error);
     if (r < 0) {
         /* A bad option is a usage error; a file that cannot be read or a lack of memory is the host's. */

@@ -26,8 +26,11 @@ void qmp_vcpu_path(unsigned int index, char path[QMP_VCPU_PATH_MAX]);
 
 /* Statistics sources. Made before vCPUs run, else it waits for them. Main thread. */
 struct qmp_stats;
+struct kvm_stats_source;
 int qmp_stats_new(struct machine *machine, struct qmp_stats **ret);
 void qmp_stats_free(struct qmp_stats *stats);
+/* KVM's statistics of the VM (vcpu -1) or of one vCPU; NULL where it gives none. */
+struct kvm_stats_source *qmp_stats_source(const struct qmp_stats *stats, int vcpu);
 
 /* Handlers, by the file they are in. */
 json_t *qmp_capabilities(struct qmp_request *req);

@@ -208,6 +208,11 @@ void qmp_server_set_migration(struct qmp_server *s, struct migration *migration)
     s->context.migration = migration;
 }
 
+const struct qmp_context *qmp_server_context(const struct qmp_server *s)
+{
+    return &s->context;
+}
+
 void qmp_server_free(struct qmp_server *s)
 {
     struct qmp_client *c;

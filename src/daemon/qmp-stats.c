@@ -129,8 +129,7 @@ static const struct own_stat vcpu_stats[] = {
 
 /* -- KVM's ------------------------------------------------------------------- */
 
-/* KVM's statistics of the VM or of one vCPU; NULL where it gives none. */
-static struct kvm_stats_source *kvm_source(const struct qmp_stats *s, int vcpu)
+struct kvm_stats_source *qmp_stats_source(const struct qmp_stats *s, int vcpu)
 {
     return vcpu == OF_VM ? s->vm : s->vcpus[vcpu];
 }
@@ -268,7 +267,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
 
 static int add_kvm_values(struct qmp_stats *s, const struct wanted *w, int vcpu, json_t *list)
 {
-    struct kvm_stats_source *source = kvm_source(s, vcpu);
+    struct kvm_stats_source *source = qmp_stats_source(s, vcpu);
     const struct stats_desc *descs;
     uint32_t count;
     int r;
@@ -504,7 +503,7 @@ static void add_schema(struct qmp_stats *s, enum provider provider, int vcpu, js
         for (size_t i = 0; i < ARRAY_SIZE(vcpu_stats); i++)
             json_push(list, schema_of(&vcpu_stats[i].desc));
     } else {
-        source = kvm_source(s, vcpu);
+        source = qmp_stats_source(s, vcpu);
         if (source)
             descs = stats_descs(source, &count);
         for (uint32_t i = 0; i < count; i++)

@@ -16,6 +16,7 @@ enum disk_step {
 struct disk_call {
     int fd;
     enum disk_step step;
+    bool sync;
     uint64_t offset, len;
     const struct iovec *iov;
     unsigned int iovcnt;

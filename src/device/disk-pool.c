@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "device/disk-internal.h"
 
@@ -66,7 +67,7 @@ static int64_t carry_out(const struct disk_call *call)
         r = preadv(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset);
         break;
     case DISK_STEP_WRITEV:
-        r = pwritev(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset);
+        r = pwritev2(call->fd, call->iov, (int)call->iovcnt, (off_t)call->offset, call->sync ? RWF_DSYNC : 0);
         break;
     case DISK_STEP_SYNC:
         r = fdatasync(call->fd);
@@ -83,6 +84,7 @@ static void *work(void *arg)
 {
     struct pool *p = arg;
 
+    thread_enter(THREAD_IO, "disk");
     pthread_mutex_lock(&p->lock);
     for (;;) {
         struct disk_request *req = fifo_take(&p->work);
@@ -104,6 +106,7 @@ static void *work(void *arg)
         pthread_cond_signal(&p->done_cv);
     }
     pthread_mutex_unlock(&p->lock);
+    thread_leave();
     return NULL;
 }
 
@@ -134,7 +137,7 @@ static int start_threads(struct pool *p)
     while (r == 0 && p->started < POOL_THREADS) {
         r = pthread_create(&p->threads[p->started], NULL, work, p);
         if (r == 0)
-            pthread_setname_np(p->threads[p->started++], "disk");
+            p->started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return -r;

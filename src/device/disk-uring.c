@@ -75,7 +75,7 @@ static void prepare(struct uring *u, struct io_uring_sqe *sqe, struct disk_reque
         io_uring_prep_readv(sqe, call.fd, call.iov, call.iovcnt, call.offset);
         break;
     case DISK_STEP_WRITEV:
-        io_uring_prep_writev(sqe, call.fd, call.iov, call.iovcnt, call.offset);
+        io_uring_prep_writev2(sqe, call.fd, call.iov, call.iovcnt, call.offset, call.sync ? RWF_DSYNC : 0);
         break;
     case DISK_STEP_SYNC:
         io_uring_prep_fsync(sqe, call.fd, IORING_FSYNC_DATASYNC);

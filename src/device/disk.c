@@ -82,17 +82,33 @@ static int find_size(struct disk *d)
     return 0;
 }
 
-static int open_files(struct disk *d, const struct disk_config *config)
+static int open_image(struct disk *d)
 {
-    int flags = (config->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+    int r = 0;
 
-    d->fd = open(config->path, flags);
-    if (d->fd < 0)
-        return -errno;
-    if (!config->direct)
+    /* Not to wait for somebody to open the other end of a pipe; a disk has no use for the flag. */
+    d->fd = open(d->path, (d->info.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+    if (d->fd >= 0)
+        r = fd_set_nonblock(d->fd, 0);
+    if (d->fd < 0 || r < 0) {
+        r = d->fd < 0 ? -errno : r;
+        log_err_errno(r, "disk %s: cannot be opened", d->path);
+    }
+    return r;
+}
+
+static int open_direct(struct disk *d)
+{
+    int r = 0;
+
+    if (!d->info.direct)
         return 0;
-    d->direct_fd = open(config->path, flags | O_DIRECT);
-    return d->direct_fd < 0 ? -errno : 0;
+    d->direct_fd = open(d->path, (d->info.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_DIRECT);
+    if (d->direct_fd < 0) {
+        r = -errno;
+        log_err_errno(r, "disk %s: cannot be opened for direct I/O", d->path);
+    }
+    return r;
 }
 
 static int make_zeros(struct disk *d)
@@ -145,13 +161,13 @@ int disk_open(const struct disk_config *config, struct disk **ret)
         disk_close(d);
         return -ENOMEM;
     }
-    r = open_files(d, config);
-    if (r < 0)
-        log_err_errno(r, "disk %s: cannot be opened%s", d->path, d->fd < 0 ? "" : " for direct I/O");
+    r = open_image(d);
     if (r == 0)
         r = lock_image(d);
     if (r == 0)
         r = find_size(d);
+    if (r == 0)
+        r = open_direct(d);
     if (r == 0)
         r = make_zeros(d);
     if (r == 0)
@@ -224,6 +240,7 @@ struct disk_call disk_next_call(const struct disk *d, const struct disk_request 
         .step = req->step,
         .offset = req->offset + req->done,
         .len = req->len - req->done,
+        .sync = req->sync,
         .iov = req->rest ? req->rest : req->iov,
         .iovcnt = req->rest ? req->restcnt : req->iovcnt,
     };

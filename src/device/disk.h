@@ -37,6 +37,7 @@ enum disk_op {
 struct disk_request {
     enum disk_op op;
     bool unmap;
+    bool sync; /* what is written is on the disk when it is done, without a flush */
     uint64_t offset, len; /* bytes */
     const struct iovec *iov;
     unsigned int iovcnt;

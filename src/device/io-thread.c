@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/fd.h"
+#include "base/thread.h"
 #include "base/util.h"
 
 #define BATCH 16
@@ -42,9 +43,13 @@ static void *run(void *arg)
 {
     struct io_thread *t = arg;
 
+    thread_enter(THREAD_IO, "io");
     do {
-        int n = epoll_wait(t->epoll_fd, t->batch, BATCH, -1);
+        int n;
 
+        thread_idle();
+        n = epoll_wait(t->epoll_fd, t->batch, BATCH, -1);
+        thread_busy();
         t->batch_len = n < 0 ? 0 : n;
         for (int i = 0; i < t->batch_len; i++) {
             struct io_source *s = t->batch[i].data.ptr;
@@ -53,6 +58,7 @@ static void *run(void *arg)
                 s->ready(s->opaque, t->batch[i].events);
         }
     } while (!end_round(t));
+    thread_leave();
     return NULL;
 }
 
@@ -75,8 +81,6 @@ static int start(struct io_thread *t)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     r = pthread_create(&t->thread, NULL, run, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r == 0)
-        pthread_setname_np(t->thread, "io");
     return -r;
 }
 

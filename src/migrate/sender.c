@@ -7,6 +7,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
@@ -269,7 +270,8 @@ static void *sender_thread(void *arg)
     bool finish = false;
     int r = 0;
 
-    pthread_setname_np(pthread_self(), "mig-send");
+    thread_enter(THREAD_MIGRATE, "mig-send");
+    thread_idle();
     while (r == 0 && next_work(c, &generation, &finish)) {
         uint64_t taken = 1;
 
@@ -284,6 +286,7 @@ static void *sender_thread(void *arg)
         hear_reason(c, &err);
         mig_break(c->source, &err);
     }
+    thread_leave();
     return NULL;
 }
 

@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
@@ -499,10 +500,12 @@ static void *coordinator(void *arg)
     struct mig_error err = {""};
     int r;
 
-    pthread_setname_np(pthread_self(), "migration");
+    thread_enter(THREAD_MIGRATE, "migration");
+    thread_idle();
     mig_set_status(s, MIG_STATUS_SETUP);
     r = migrate(s, &err);
     finish(s, r, &err);
+    thread_leave();
     return NULL;
 }
 

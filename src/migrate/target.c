@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "migrate/stream.h"
 
 /* How long a connection may take to say what it is, and a source to open all its channels. */
@@ -141,7 +142,8 @@ static void *channel_thread(void *arg)
     struct mig_frame f;
     int r = 0;
 
-    pthread_setname_np(pthread_self(), "mig-receive");
+    thread_enter(THREAD_MIGRATE, "mig-receive");
+    thread_idle();
     while (r == 0 && !c->ended) {
         r = mig_receive(&c->stream, &f, &err);
         if (r == 0 && f.type == MIG_BATCH)
@@ -155,6 +157,7 @@ static void *channel_thread(void *arg)
     }
     if (r < 0)
         break_target(c->target, &err);
+    thread_leave();
     return NULL;
 }
 
@@ -432,7 +435,8 @@ static void *target_thread(void *arg)
     struct mig_error err = {""};
     int r;
 
-    pthread_setname_np(pthread_self(), "migration");
+    thread_enter(THREAD_MIGRATE, "migration");
+    thread_idle();
     r = wait_for_source(t, &err);
     if (r == 0) {
         set_status(t, MIG_STATUS_ACTIVE);
@@ -448,6 +452,7 @@ static void *target_thread(void *arg)
         pthread_mutex_unlock(&t->lock);
     }
     set_status(t, r == 0 ? MIG_STATUS_COMPLETED : MIG_STATUS_FAILED);
+    thread_leave();
     return NULL;
 }
 

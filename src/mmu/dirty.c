@@ -161,11 +161,13 @@ static int look(struct dirty_log *log, const struct dirty_consumer *c)
 
 int dirty_log_ring_full(struct dirty_log *log)
 {
+    uint64_t start = clock_ns();
     int r;
 
     pthread_mutex_lock(&log->lock);
     dirty_count(&log->stats.ring_full, 1);
     r = harvest(log);
+    dirty_count(&log->stats.ring_full_ns, clock_ns() - start);
     pthread_mutex_unlock(&log->lock);
     return r;
 }
@@ -216,8 +218,13 @@ static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
         r = harvest(log);
     if (r == 0)
         r = log->config.ops->set_logging(log->config.opaque, true);
-    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL)
+    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL) {
+        uint64_t pages = log->stats.pages;
+
         r = harvest(log);
+        /* Nobody wrote these: KVM had every bit set. */
+        dirty_count(&log->stats.pages, pages - log->stats.pages);
+    }
     if (r < 0)
         stop_logging(log);
     return r;
@@ -244,6 +251,7 @@ static int start_locked(struct dirty_log *log, const char *name, enum dirty_star
     if (mode == DIRTY_START_ALL)
         page_set_fill(&c->pending);
     log->consumers[log->consumer_count++] = c;
+    dirty_count(&log->stats.consumers, 1);
     return 0;
 }
 
@@ -271,6 +279,7 @@ int dirty_log_stop(struct dirty_log *log, const char *name)
     if (c) {
         r = 0;
         log->consumer_count--;
+        dirty_count(&log->stats.consumers, UINT64_MAX);
         memmove(&log->consumers[index], &log->consumers[index + 1],
                 (log->consumer_count - index) * sizeof(log->consumers[0]));
         consumer_free(c);
@@ -297,6 +306,17 @@ static void make_epoch(struct dirty_consumer *c)
     c->pages += c->unacked.pages;
 }
 
+static void count_time(struct dirty_log *log, uint64_t ns)
+{
+    uint64_t bound = DIRTY_TIME_FIRST_NS;
+    size_t i = 0;
+
+    for (; i < DIRTY_TIME_BUCKETS - 1 && ns > bound; i++)
+        bound *= 4;
+    dirty_count(&log->stats.harvest_times[i], 1);
+    dirty_count(&log->stats.harvest_ns, ns);
+}
+
 static int snapshot_locked(struct dirty_log *log, const char *name, bool peek, struct dirty_snapshot *ret)
 {
     struct dirty_consumer *c = find(log, name, NULL);
@@ -315,7 +335,7 @@ static int snapshot_locked(struct dirty_log *log, const char *name, bool peek, s
     log->peeked = peek;
     took = clock_ns() - start;
     if (!peek)
-        dirty_count(&log->stats.harvest_ns, took);
+        count_time(log, took);
     *ret = (struct dirty_snapshot){
         .epoch = c->epoch,
         .pages = set->pages,
@@ -405,7 +425,8 @@ static int early_locked(struct dirty_log *log, const struct page_set *only, stru
     page_set_merge(into, &log->tap);
     page_set_clear(&log->tap);
     if (log->config.backend == DIRTY_RING) {
-        r = dirty_ring_look(log);
+        /* Pages that were taken and not given back are written without a word. */
+        r = log->rings_taken ? -EAGAIN : dirty_ring_look(log);
         page_set_merge(into, &log->harvest);
         page_set_clear(&log->harvest);
         /* The entry is still in its ring: the harvest that takes it tells the consumers. */
@@ -437,7 +458,7 @@ int dirty_log_early(struct dirty_log *log, const struct page_set *only, struct p
     /* Lost pages were noted on the way; else what comes from here on is whole. */
     if (r == 0 && !log->tap_whole)
         r = -ENODATA;
-    log->tap_whole = log->consumer_count > 0;
+    log->tap_whole = log->consumer_count > 0 && !log->rings_taken;
     pthread_mutex_unlock(&log->lock);
     return r;
 }

@@ -177,10 +177,16 @@ struct dirty_consumer_info {
 /* Fill at most max; the number of consumers. Does not harvest. */
 size_t dirty_log_consumers(struct dirty_log *log, struct dirty_consumer_info *out, size_t max);
 
+/* How long harvests took: bucket i counts those of up to 16 us times 4^i, the last one all that took longer. */
+#define DIRTY_TIME_BUCKETS 10
+#define DIRTY_TIME_FIRST_NS UINT64_C(16000)
+
 /* Counters since the log was made; reading them takes no lock. */
 struct dirty_stats {
     uint64_t harvests;
     uint64_t harvest_ns;
+    uint64_t harvest_times[DIRTY_TIME_BUCKETS]; /* of snapshots, as harvest_ns is */
+    uint64_t ring_full_ns; /* vCPU time, summed up, that went by because a ring was full */
     uint64_t pages;      /* pages reported by the sources */
     uint64_t vmm_pages;  /* of them, written by the VMM only */
     uint64_t get_ioctls;
@@ -190,6 +196,7 @@ struct dirty_stats {
     uint64_t ring_entries;
     uint64_t ring_resets;
     uint64_t failures; /* harvests that KVM refused or broke off */
+    uint64_t consumers; /* at present */
 };
 void dirty_log_stats(const struct dirty_log *log, struct dirty_stats *ret);
 

@@ -62,7 +62,7 @@
 struct mem {
     uint64_t size;
     int fd;
-    bool hugepages, prealloc;
+    bool hugepages, prealloc, transparent;
     bool private; /* atomic: a snapshot may be written while the guest resets */
     uint8_t *area; /* guard, RAM, guard, alias, guard */
     size_t area_size;
@@ -180,6 +180,9 @@ static int map_ram_file(struct mem *mem, uint8_t *at)
         return r;
     }
     keep_out_of_dumps(at, mem->size);
+    /* Both mappings: whichever touches a page first has it made. A kernel without them refuses, and pages are small. */
+    if (mem->transparent && !mem->hugepages && madvise(at, mem->size, MADV_HUGEPAGE) < 0)
+        log_debug("guest memory: no transparent huge pages: %s", strerror(errno));
     return 0;
 }
 
@@ -346,6 +349,7 @@ int mem_new(const struct mem_config *config, struct mem **ret)
     mem->hugepages = config->hugepages;
     mem->prealloc = config->prealloc;
     mem->private = config->private;
+    mem->transparent = config->transparent;
     mem->fd = -1;
     r = open_ram_file(mem);
     if (r < 0)

@@ -50,6 +50,7 @@ struct mem_config {
     bool hugepages; /* back with 2 MiB hugetlb pages (size must be a multiple of 2 MiB) */
     bool prealloc;  /* touch every page now */
     bool private;   /* see mem_map_file; neither hugepages nor prealloc */
+    bool transparent; /* ask for transparent huge pages, where the host gives them on advice */
 };
 
 struct mem_slot {

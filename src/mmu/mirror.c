@@ -406,6 +406,11 @@ static uint64_t resident(void *area, size_t bytes)
     return found * GUEST_PAGE_SIZE;
 }
 
+uint64_t mirror_evictions(const struct mirror *m)
+{
+    return m->stats.roots_evicted;
+}
+
 uint32_t mirror_tables(const struct mirror *m)
 {
     return m->pages.used;

@@ -78,6 +78,8 @@ void mirror_free(struct mirror *m);
 /* Costs some time: it asks how much memory the heads of frames take. */
 void mirror_stats(const struct mirror *m, struct mirror_stats *ret);
 uint32_t mirror_tables(const struct mirror *m);
+/* Roots dropped so far to make room. */
+uint64_t mirror_evictions(const struct mirror *m);
 
 /*
  * A root. Adding one that is there already only marks it as seen, and as a KPTI half if it is added as one. The tables below it are read by the next sync. 0, -EINVAL

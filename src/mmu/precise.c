@@ -3,12 +3,14 @@
  * set, and is on its way to the consumer: in the ring, in the consumer's list, or, where the ring was full, in nothing but the
  * bit, which a scan finds.
  *
- *   thread     open; unprotect, which wakes the vCPU; open again
- *   consumer   clear the bit; protect; read
+ *   thread     say which frame it is at (`resolving`); open it: set the bit, and queue an event unless it was set; unprotect,
+ *              which wakes the vCPU; say that it is at none
+ *   consumer   clear the bit; wait while the thread is at this frame; protect; read
  *
- * "open" sets the bit, and queues an event unless it was set. The first is before the guest can write, so that nobody takes
- * the table for clean while it is written; the second is for the consumer that cleared the bit and protected the frame just
- * before the thread unprotected it on behalf of a second vCPU.
+ * The event is there before the guest can write, so nobody takes a table for clean that is being written. The wait is for
+ * the thread that found the bit still set, and so queued nothing, and has not unprotected yet (on behalf of a second vCPU): it
+ * must not do so after the consumer has protected. Either it sees the bit cleared or the consumer sees it at the frame: both
+ * write first and look then, sequentially consistent.
  */
 #include "config.h"
 
@@ -20,6 +22,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +35,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "mmu/pageset.h"
 
@@ -54,7 +58,7 @@ struct event {
     uint32_t pfn;
 };
 
-static_assert(MEM_SIZE_MAX / GUEST_PAGE_SIZE <= UINT32_MAX, "a RAM page number fits an event");
+static_assert(MEM_SIZE_MAX / GUEST_PAGE_SIZE < UINT32_MAX, "a RAM page number fits an event");
 
 struct precise {
     struct mem *mem;
@@ -69,6 +73,7 @@ struct precise {
     uint32_t head;  /* the thread's: events put into the ring */
     uint32_t tail;  /* the consumer's: taken out */
     bool overflowed;
+    uint32_t resolving; /* the thread's: RAM page it is at, plus 1; 0: none */
     int error;
     uint64_t faults, repeats, overflows, service_ns;
 
@@ -78,6 +83,7 @@ struct precise {
     struct event *list; /* given by precise_events, not by precise_reprotect yet; oldest first, [list_first, list_end) */
     size_t list_first, list_end, list_size;
     struct page_set vmm; /* written by the VMM; to be given by precise_events */
+    bool vmm_collected;  /* in this round of precise_events */
     bool scan;           /* the ring was full: there are frames open that are in neither ring nor list */
     bool error_logged;
     uint64_t watched_count, vmm_writes, protects, protect_calls;
@@ -193,18 +199,20 @@ static bool address_to_pfn(const struct precise *p, uint64_t address, pfn_t *ret
     return false;
 }
 
-static inline bool open_bit_set(struct precise *p, pfn_t pfn)
+static bool open_bit_set(struct precise *p, pfn_t pfn)
 {
     uint64_t bit = UINT64_C(1) << (pfn % 64);
 
     return __atomic_fetch_or(&p->open[pfn / 64], bit, __ATOMIC_SEQ_CST) & bit;
 }
 
-static inline bool open_bit_clear(struct precise *p, pfn_t pfn)
+/* The consumer's: what the guest writes from here on is a new event, once the frame is protected. */
+static void open_bit_clear(struct precise *p, pfn_t pfn)
 {
-    uint64_t bit = UINT64_C(1) << (pfn % 64);
-
-    return __atomic_fetch_and(&p->open[pfn / 64], ~bit, __ATOMIC_SEQ_CST) & bit;
+    __atomic_fetch_and(&p->open[pfn / 64], ~(UINT64_C(1) << (pfn % 64)), __ATOMIC_SEQ_CST);
+    /* For one ioctl at most: the thread itself waits for nobody. */
+    while (__atomic_load_n(&p->resolving, __ATOMIC_SEQ_CST) == (uint32_t)pfn + 1)
+        sched_yield();
 }
 
 /* True when the frame was not open before. */
@@ -238,12 +246,13 @@ static int resolve(struct precise *p, uint64_t address, uint64_t read_ns)
     if (!address_to_pfn(p, address, &pfn))
         return -EPROTO;
     __atomic_fetch_add(&p->faults, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->resolving, (uint32_t)pfn + 1, __ATOMIC_SEQ_CST);
     if (!queue_event(p, pfn, read_ns))
         __atomic_fetch_add(&p->repeats, 1, __ATOMIC_RELAXED);
     r = write_protect(p, (const uint8_t *)(uintptr_t)address, GUEST_PAGE_SIZE, false);
+    __atomic_store_n(&p->resolving, 0, __ATOMIC_SEQ_CST);
     if (r < 0)
         return r;
-    queue_event(p, pfn, read_ns);
     __atomic_fetch_add(&p->service_ns, clock_ns() - read_ns, __ATOMIC_RELAXED);
     return 0;
 }
@@ -268,23 +277,33 @@ static int serve(struct precise *p)
     return 0;
 }
 
-static void *precise_thread(void *arg)
+static void serve_all(struct precise *p)
 {
-    struct precise *p = arg;
     struct pollfd fds[] = {{.fd = p->fd, .events = POLLIN}, {.fd = p->quit, .events = POLLIN}};
 
     for (;;) {
-        int r = poll(fds, ARRAY_SIZE(fds), -1) < 0 && errno != EINTR ? -errno : 0;
+        int r;
 
+        thread_idle();
+        r = poll(fds, ARRAY_SIZE(fds), -1) < 0 && errno != EINTR ? -errno : 0;
+        thread_busy();
         if (fds[1].revents || __atomic_load_n(&p->error, __ATOMIC_RELAXED))
-            return NULL;
+            return;
         if (r == 0 && fds[0].revents)
             r = serve(p);
         if (r < 0) {
             fail_open(p, r);
-            return NULL;
+            return;
         }
     }
+}
+
+static void *precise_thread(void *arg)
+{
+    thread_enter(THREAD_UFFD, "precise");
+    serve_all(arg);
+    thread_leave();
+    return NULL;
 }
 
 /* Without signals: those are for the main thread and for vCPUs. */
@@ -302,8 +321,6 @@ static int start_thread(struct precise *p)
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     p->started = r == 0;
-    if (p->started)
-        pthread_setname_np(p->thread, "precise");
     return r;
 }
 
@@ -611,7 +628,10 @@ static size_t take_from_vmm(struct precise *p, gfn_t *gfns, size_t max)
     uint64_t now = clock_ns();
     size_t n = 0;
 
-    mem_collect_writes(p->mem, MEM_LISTENER_PRECISE, &p->vmm);
+    /* Once a round, or a device that writes all the time would keep the consumer here for ever. */
+    if (!p->vmm_collected)
+        mem_collect_writes(p->mem, MEM_LISTENER_PRECISE, &p->vmm);
+    p->vmm_collected = true;
     for (size_t group = page_set_next_group(&p->vmm, 0); group < p->vmm.group_count;
          group = page_set_next_group(&p->vmm, group + 1)) {
         for (size_t w = group * PAGE_SET_GROUP_WORDS; w < (group + 1) * PAGE_SET_GROUP_WORDS; w++)
@@ -642,6 +662,8 @@ size_t precise_events(struct precise *p, gfn_t *gfns, size_t max)
         n += take_from_scan(p, gfns + n, max - n);
     if (n < max)
         n += take_from_vmm(p, gfns + n, max - n);
+    if (n < max)
+        p->vmm_collected = false;
     return n;
 }
 

@@ -57,8 +57,9 @@ bool precise_watched(const struct precise *p, gfn_t gfn);
 
 /*
  * Watched frames written since the last call, in the order of their faults (the VMM's own writes come last): for
- * mirror_written, which also says when to let a frame go. At most `max`; call again while it returns that many. Frames given
- * here are not in step with the mirror from now until precise_reprotect has given them. -ENOMEM gives 0 frames and loses none.
+ * mirror_written, which also says when to let a frame go. At most `max`; call again while it returns that many: that is a
+ * round, which gives all that was written before it began, and ends however much is written meanwhile. Frames given here
+ * are not in step with the mirror from now until precise_reprotect has given them. Without memory: 0 frames, and none is lost.
  */
 size_t precise_events(struct precise *p, gfn_t *gfns, size_t max);
 

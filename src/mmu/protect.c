@@ -12,9 +12,9 @@
 
 /*
  * The 2011 patch takes the reverse map while dirty pages are fewer than shadow pages. Here a shadow page costs the walk about
- * as much as this many dirty pages cost the reverse map (bench/mmu write-protect prints the crossover it measures).
+ * as much as this many dirty pages cost the reverse map (bench/mmu write-protect prints the crossover it measures: 18 to 24).
  */
-#define PAGES_A_TABLE 12u
+#define PAGES_A_TABLE 20u
 
 struct protect {
     struct mirror *m;

@@ -57,6 +57,7 @@ struct tracker {
     struct page_set scan_set;
     struct root_scan_cursor scan_at;
     uint64_t scan_ns; /* when the last scan began */
+    uint64_t scan_evictions; /* of the mirror, then */
 
     struct tracker_stats stats;
     struct mirror_stats gone; /* counters of mirrors that were thrown away */

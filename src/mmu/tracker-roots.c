@@ -27,6 +27,8 @@
 #define SCAN_SLICE_PAGES 4096u
 #define SCAN_TICK_SLICES 16u
 #define SCAN_FOUND 64u
+/* Roots that one scan may push out for others, each of which costs a walk over all of them: a guest can fake millions. */
+#define SCAN_EVICTIONS 64u
 
 static bool paging_of(const struct tracker_vcpu *v, struct mmu_paging *ret)
 {
@@ -130,6 +132,7 @@ static void scan_begin(struct tracker *t, uint64_t now)
     t->scanned_signature = t->signature.learned;
     t->scan_at = (struct root_scan_cursor){0};
     t->scan_ns = now;
+    t->scan_evictions = mirror_evictions(t->mirror);
     t->scanning = true;
 }
 
@@ -159,7 +162,7 @@ static bool scan_slice(struct tracker *t, uint64_t now)
     t->stats.scanned_pages += t->scan_at.looked;
     t->scan_at.looked = 0;
     root_scan(t->mirror, t->config.mem, &t->signature, found, n, now, &result);
-    return t->scan_at.next < end;
+    return t->scan_at.next < end && mirror_evictions(t->mirror) - t->scan_evictions < SCAN_EVICTIONS;
 }
 
 void tick_scan(struct tracker *t, uint64_t now, bool sliced)

@@ -120,7 +120,7 @@ static void compare_sizes(const struct comparison *c, const struct vcpu_image *i
 
 static int compare_cpuid(const struct comparison *c, const struct vcpu_image *im)
 {
-    struct cpuid_options options = {.index = 0, .count = c->vm->cpus, .async_pf = true};
+    struct cpuid_options options = {.index = 0, .count = c->vm->cpus};
     const struct cpuid_host *from;
     struct kvm_cpuid2 *host = NULL, *given = NULL;
     struct state_failure f = {""};

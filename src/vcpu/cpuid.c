@@ -6,6 +6,7 @@
 
 #include "vcpu/cpuid.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -35,10 +36,56 @@
 #define FEATURES_EDX_HTT (1u << 28)
 #define EXT_FEATURES_ECX_LA57 (1u << 16)
 #define AMD_FEATURES_ECX_CMP_LEGACY (1u << 1)
-#define KVM_FEATURES_ASYNC_PF ((1u << 4) | (1u << 10) | (1u << 14))
 
 /* Entries that cpuid_build may add: three sub-leaves for each of two topology leaves. */
 #define EXTRA_ENTRIES 6u
+
+enum reg { EAX, EBX, ECX, EDX };
+
+/* The order is that of bits in cpuid_features; CPUID_ASYNC_PF is the first. KVM's own come with all their bits. */
+static const struct feature {
+    const char *name;
+    uint32_t leaf;
+    enum reg reg;
+    uint32_t bits;
+} features[] = {
+    {"async-pf", LEAF_KVM_FEATURES, EAX, 1u << 4 | 1u << 10 | 1u << 14},
+    {"pcid", LEAF_FEATURES, ECX, 1u << 17},
+    {"x2apic", LEAF_FEATURES, ECX, 1u << 21},
+    {"tsc-deadline", LEAF_FEATURES, ECX, FEATURES_ECX_TSC_DEADLINE},
+    {"pge", LEAF_FEATURES, EDX, 1u << 13},
+    {"fsgsbase", LEAF_EXT_FEATURES, EBX, 1u << 0},
+    {"smep", LEAF_EXT_FEATURES, EBX, 1u << 7},
+    {"invpcid", LEAF_EXT_FEATURES, EBX, 1u << 10},
+    {"smap", LEAF_EXT_FEATURES, EBX, 1u << 20},
+    {"umip", LEAF_EXT_FEATURES, ECX, 1u << 2},
+    {"pku", LEAF_EXT_FEATURES, ECX, 1u << 3},
+    {"la57", LEAF_EXT_FEATURES, ECX, EXT_FEATURES_ECX_LA57},
+    {"pdpe1gb", LEAF_AMD_FEATURES, EDX, 1u << 26},
+    {"kvmclock", LEAF_KVM_FEATURES, EAX, 1u << 0 | 1u << 3 | 1u << 24},
+    {"steal-time", LEAF_KVM_FEATURES, EAX, 1u << 5},
+    {"pv-eoi", LEAF_KVM_FEATURES, EAX, 1u << 6},
+    {"pv-unhalt", LEAF_KVM_FEATURES, EAX, 1u << 7},
+    {"pv-tlb-flush", LEAF_KVM_FEATURES, EAX, 1u << 9},
+    {"pv-ipi", LEAF_KVM_FEATURES, EAX, 1u << 11},
+    {"poll-control", LEAF_KVM_FEATURES, EAX, 1u << 12},
+    {"pv-sched-yield", LEAF_KVM_FEATURES, EAX, 1u << 13},
+};
+
+static_assert(ARRAY_SIZE(features) <= 64, "a bit each");
+
+cpuid_features cpuid_feature(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(features); i++)
+        if (strcmp(features[i].name, name) == 0)
+            return UINT64_C(1) << i;
+    return 0;
+}
+
+const char *cpuid_feature_name(unsigned int index)
+{
+    return index < ARRAY_SIZE(features) ? features[index].name : NULL;
+}
 
 static struct kvm_cpuid2 *table_new(unsigned int entries)
 {
@@ -209,8 +256,7 @@ static void set_flag(uint32_t *reg, uint32_t flag, bool on)
     *reg = on ? *reg | flag : *reg & ~flag;
 }
 
-static void fix_features(struct kvm_cpuid2 *t, const struct cpuid_host *host, const struct cpuid_options *options,
-                         const struct topology *topo)
+static void fix_features(struct kvm_cpuid2 *t, const struct cpuid_host *host, const struct topology *topo)
 {
     struct kvm_cpuid_entry2 *e = cpuid_find(t, LEAF_FEATURES, 0);
 
@@ -226,9 +272,19 @@ static void fix_features(struct kvm_cpuid2 *t, const struct cpuid_host *host, co
     e = cpuid_find(t, LEAF_EXT_FEATURES, 0);
     if (e && !host->la57)
         e->ecx &= ~EXT_FEATURES_ECX_LA57;
-    e = cpuid_find(t, LEAF_KVM_FEATURES, 0);
-    if (e && !options->async_pf)
-        e->eax &= ~KVM_FEATURES_ASYNC_PF;
+}
+
+static void hide_features(struct kvm_cpuid2 *t, cpuid_features off)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
+        struct kvm_cpuid_entry2 *e = off >> i & 1 ? cpuid_find(t, features[i].leaf, 0) : NULL;
+
+        if (e) {
+            uint32_t *regs[] = {[EAX] = &e->eax, [EBX] = &e->ebx, [ECX] = &e->ecx, [EDX] = &e->edx};
+
+            *regs[features[i].reg] &= ~features[i].bits;
+        }
+    }
 }
 
 /* How many share a cache: the last level all vCPUs, the others one. Type 0 (bits 4-0) is the end of the list. */
@@ -317,7 +373,8 @@ int cpuid_build(const struct cpuid_host *host, const struct cpuid_options *optio
         topo.shift++;
     topo.amd = vendor_is_amd(t);
 
-    fix_features(t, host, options, &topo);
+    fix_features(t, host, &topo);
+    hide_features(t, options->off);
     fix_caches(t, &topo);
     fix_topology(t, LEAF_TOPOLOGY, &topo);
     if (cpuid_find(t, LEAF_TOPOLOGY_V2, 0))

@@ -36,12 +36,23 @@ int cpuid_fetch_wait(struct cpuid_fetch *fetch, const struct cpuid_host **ret);
 /* Waits. NULL is fine. */
 void cpuid_fetch_free(struct cpuid_fetch *fetch);
 
+/* Features by name that can be kept from the guest: a set of them is the sum of their bits. */
+typedef uint64_t cpuid_features;
+/*
+ * Async page faults: a task of the guest whose page is not there waits for an interrupt, others run on. Not for a guest that has
+ * no usable LAPIC, because the interrupt never comes.
+ */
+#define CPUID_ASYNC_PF (UINT64_C(1) << 0)
+
+/* The bit of a name ("pcid"), or 0. */
+cpuid_features cpuid_feature(const char *name);
+/* All names, for messages: the index'th, or NULL. */
+const char *cpuid_feature_name(unsigned int index);
+
 struct cpuid_options {
     unsigned int index; /* which vCPU */
     unsigned int count; /* vCPUs of the VM */
-    /* Offer async page faults. Only where the guest's LAPIC is usable, or a guest task waits for an interrupt that never
-     * comes. */
-    bool async_pf;
+    cpuid_features off; /* not offered */
 };
 
 /*

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "vcpu/vm-internal.h"
 
 #define VCPU_STACK_SIZE (256 * KiB)
@@ -105,10 +106,12 @@ static bool park(struct vcpu *vcpu)
 
     pthread_mutex_lock(&vm->lock);
     vm->parked++;
+    vcpu->parked = true;
     pthread_cond_signal(&vm->parked_cv);
     while (!vm->quit && (!atomic_load(&vm->run) || vcpu->blocked))
         pthread_cond_wait(&vm->go_cv, &vm->lock);
     vm->parked--;
+    vcpu->parked = false;
     go_on = !vm->quit;
     pthread_mutex_unlock(&vm->lock);
     return go_on;
@@ -292,10 +295,10 @@ static void *vcpu_thread(void *arg)
     bool go_on;
 
     snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
-    pthread_setname_np(pthread_self(), name);
     atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
     if (vcpu->index == 0 && vm->callbacks.on_start)
         vm->callbacks.on_start(vm->callbacks.opaque);
+    thread_enter(THREAD_VCPU, name);
     go_on = park(vcpu);
     while (go_on) {
         int err = enter_guest(vcpu);
@@ -325,6 +328,7 @@ static void *vcpu_thread(void *arg)
             go_on = park(vcpu);
         }
     }
+    thread_leave();
     return NULL;
 }
 

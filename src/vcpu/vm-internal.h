@@ -26,7 +26,10 @@ struct vm {
     bool gbpages;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
+    bool may_wait; /* vm_may_wait */
+    uint64_t paused_since, paused_ns; /* vm_paused_ns: since when, 0 while it runs; and before that. Main thread */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
+    cpuid_features cpu_off;
     unsigned int cpus;
     struct vcpu *vcpus[VM_MAX_VCPUS];
 
@@ -51,11 +54,15 @@ struct vcpu {
     struct kvm_dirty_gfn *ring; /* mapped; NULL without the ring backend */
     pthread_t thread;
     bool started;
+    bool parked;  /* under vm->lock */
     bool blocked; /* under vm->lock: cannot go on until a reset */
     atomic_int tid;
     atomic_uint entries; /* odd while inside KVM_RUN */
     atomic_bool look; /* note the paging registers after the next return of KVM_RUN */
     struct vcpu_paging paging; /* under vm->lock */
+    /* vm_stuck_vcpu, main thread: `entries` of last time, and whether the vCPU has been asked to show itself since. */
+    unsigned int seen;
+    bool doubted;
     struct vcpu_exits exits; /* written by its own thread only, read with relaxed loads */
 };
 

@@ -262,6 +262,15 @@ static int enable_dirty_backend(struct vm *vm)
     return vm_ioctl(vm, KVM_ENABLE_CAP, &cap, "KVM_ENABLE_CAP(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)");
 }
 
+/* Only a wish: without it KVM polls as its module's parameters say. */
+static void set_halt_poll(struct vm *vm, uint32_t ns)
+{
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_HALT_POLL, .args = {ns}};
+
+    if (ioctl(vm->fd, KVM_ENABLE_CAP, &cap) < 0)
+        log_warn_errno(errno, "kvm: halt polling cannot be set to %u ns", ns);
+}
+
 static int create_dirty_log(struct vm *vm)
 {
     struct dirty_config config = {
@@ -312,8 +321,7 @@ static int set_cpuids(struct vm *vm)
         return r;
     }
     for (unsigned int i = 0; i < vm->cpus && r == 0; i++) {
-        /* The LAPIC is usable: ACPI and the multiboot/PVH guests of our own all find it. */
-        struct cpuid_options options = {.index = i, .count = vm->cpus, .async_pf = true};
+        struct cpuid_options options = {.index = i, .count = vm->cpus, .off = vm->cpu_off};
         struct kvm_cpuid2 *cpuid;
 
         r = cpuid_build(host, &options, &cpuid);
@@ -395,6 +403,7 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
         return -ENOMEM;
     vm->callbacks = config->callbacks;
     vm->dirty_backend = config->dirty_backend;
+    vm->cpu_off = config->cpu_off;
     r = bus_new(&vm->bus);
     if (r == 0)
         r = vm->kvm_fd = open_kvm(config->kvm_path ? config->kvm_path : "/dev/kvm");
@@ -406,6 +415,8 @@ int vm_new(const struct vm_config *config, struct mem *mem, struct vm **ret)
         vm_free(vm);
         return r;
     }
+    if (config->set_halt_poll)
+        set_halt_poll(vm, config->halt_poll_ns);
     *ret = vm;
     return 0;
 }
@@ -460,6 +471,8 @@ void vm_pause(struct vm *vm)
     bool was_running = atomic_exchange(&vm->run, false);
     unsigned int started = 0;
 
+    if (was_running)
+        vm->paused_since = clock_ns();
     for (unsigned int i = 0; i < vm->cpus; i++)
         if (vm->vcpus[i] && vm->vcpus[i]->started) {
             if (was_running)
@@ -474,11 +487,63 @@ void vm_pause(struct vm *vm)
 
 void vm_resume(struct vm *vm)
 {
+    vm->paused_ns = vm_paused_ns(vm);
+    vm->paused_since = 0;
     pthread_mutex_lock(&vm->lock);
     vm->touched = true;
     atomic_store(&vm->run, true);
     pthread_cond_broadcast(&vm->go_cv);
     pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_may_wait(struct vm *vm, bool on)
+{
+    vm->may_wait = on;
+}
+
+/*
+ * A vCPU inside KVM_RUN may be there for long with good reason: it computes, or waits in HLT. One whose count of entries has
+ * not moved is kicked, which every one that lives answers by coming out and going in again.
+ */
+static bool is_stuck(struct vcpu *vcpu)
+{
+    unsigned int entries = atomic_load(&vcpu->entries);
+
+    if (vcpu->parked || entries != vcpu->seen) {
+        vcpu->seen = entries;
+        vcpu->doubted = false;
+        return false;
+    }
+    if (vcpu->doubted)
+        return true;
+    vcpu->doubted = true;
+    if (entries % 2 == 1)
+        vcpu_kick(vcpu);
+    return false;
+}
+
+int vm_stuck_vcpu(struct vm *vm, const char **ret_where)
+{
+    int stuck = -1;
+
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started || !is_stuck(vcpu))
+            continue;
+        if (vcpu->seen % 2 == 1 && vm->may_wait)
+            continue;
+        *ret_where = vcpu->seen % 2 == 1 ? " inside KVM_RUN" : " at an exit of the guest";
+        stuck = (int)i;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return stuck;
+}
+
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return vm->paused_ns + (vm->paused_since ? clock_ns() - vm->paused_since : 0);
 }
 
 bool vm_running(const struct vm *vm)
@@ -597,6 +662,7 @@ static int load_power_on_state(struct vm *vm)
         return -ENOMEM;
     state_writer_init(&w);
     fresh->cpuid = vm->cpuid;
+    fresh->cpu_off = vm->cpu_off;
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
     err = fresh->kvm_fd < 0 ? -errno : build(fresh, NULL);
     if (err == 0)

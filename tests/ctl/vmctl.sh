@@ -175,6 +175,20 @@ v host demo
 has 0 "paging * shadow*guest kernel * native*KVM * kvm_amd, API 12, at most 1024 vCPUs*no    userfaultfd  userfaultfd cannot" "" "host"
 v -o json host demo
 has 0 '{"paging":{"mode":"shadow"' "" "host as JSON"
+v doctor demo
+has 0 "demo: 2 findings*critical, dirty log*consumer x may have missed pages*-> its copy cannot be trusted" "" "doctor"
+v doctor demo --strict
+has 1 "critical, dirty log" "" "doctor --strict"
+v -o json doctor demo
+has 0 '{"severity":"critical","subject":"dirty log","evidence":"consumer x may have missed pages","advice":"its copy' "" "doctor as JSON"
+v doctor nobody
+has 3 "" "vmctl: nobody: not running" "doctor of no VM"
+v doctor ../demo
+is 3 "" "vmctl: no such VM: ../demo" "doctor of a path"
+v doctor demo --bandwidth 0
+has 2 "" "must be 1 to 1000000" "doctor with a bad bandwidth"
+v doctor
+has 0 "this host: " "" "doctor of the host"
 v stats demo
 has 0 "remote_tlb_flush  *umbra/dirty_harvests  *exits *halt_wait_hist * samples" "" "stats"
 [[ $out != *zero* ]]
@@ -495,6 +509,135 @@ result $? "on a dumb terminal"
 daemon rates
 t expect='nothing counts up' send=q -- stats rates -w 0.05
 has 0 "every 0.05 s, q ends*exits*nothing counts up" "" "stats --watch in place"
+
+# -- page tables --
+
+v mmu demo
+has 0 "tracking        live, by re-read, every 50 ms; looked 12 ms ago*guest           4 page-table levels, no KPTI*large pages     120 of 2 MiB, 0 of 4 MiB, 1 of 1 GiB*page tables     1234 (4.8 MiB); 50 of level 4, 1184 of level 1*address spaces  50: 1 of the kernel, 49 of processes, 0 KPTI halves*frames mapped   9000 once, 120 2-3 times, 7 8-15 times*bookkeeping     3 MiB for tables (at most 256 MiB), 1 MiB for frames*looks           900, CPU time 1.5 s, the longest 3.0 ms*floods          3*page limit      auto, 4000 (KVM chose 1310), raised 1 times; shadow pages recycled: 77" \
+    "" "mmu"
+v mmu demo -o json
+has 0 '{"tracking":"live"' "" "mmu as JSON"
+v mmu demo x
+is 2 "" "vmctl: mmu: unexpected argument 'x' (see vmctl help mmu)" "mmu takes nothing"
+v mmu set demo tracking=off sync-interval-us=2000
+has 0 "tracking        off*interval        2.0 ms*CPU budget      1 %*memory          at most 256 MiB*floods          let go of*page limit      off, 1310 (as KVM chose)" "" "mmu set"
+sent demo '"mmu-set","arguments":\{"tracking":"off","sync-interval-us":2000\}' "sends what was given, numbers as such"
+v mmu set demo
+is 2 "" "vmctl: mmu set: what to set? KEY=VALUE, as in tracking=live (see vmctl help mmu set)" "mmu set of nothing"
+v mmu set demo tracking
+has 2 "" "vmctl: mmu set: " "mmu set of no value"
+v mmu verify demo
+is 0 "demo: the same: 50 address spaces, 1234 tables: 0 entries missing, 0 extra, 0 mismatched, 0 broken links" "" "mmu verify"
+v floods demo
+has 0 "demo: 3 floods so far*FRAME   LEVEL  PRESENT  ACCESSED  FOUND BY           WHAT WAS DONE *0x1234      1      400       300  3 writes in a row  looked at now and then *7
+0x1235      2        3         0  4 ticks in a row   dropped, it is no page table any more *90" "" "floods"
+v rmap demo
+is 2 "" "vmctl: rmap: which frame? An address in it, or gfn=N (see vmctl help rmap)" "rmap of nothing"
+v rmap demo gfn=x
+is 2 "" "vmctl: rmap: gfn=x: no address (0x1234000) and no gfn=N (see vmctl help rmap)" "rmap of no frame"
+v rmap demo 0x1234567 -v
+has 0 "demo: frame 0x1234*ROOT         KIND    ADDRESS              PAGE  RIGHTS  BITS
+0x000010000  user    0x00007f0012535000  4 KiB  rw-u    accessed, dirty
+0x000020000  kernel  0xffff888001234000  2 MiB  rwx-" "no names, or not all: no guest memory here" "rmap, and why there are no names"
+sent demo '"query-rmap","arguments":\{"gpa":19088743,"limit":64\}' "by address"
+v rmap demo gfn=0x1234 -l 5
+sent demo '"query-rmap","arguments":\{"gfn":4660,"limit":5\}' "by frame"
+v mmu spaces demo --sort age
+is 2 "" "vmctl: mmu spaces: --sort age: must be pages, tables, dirty, seen or root (see vmctl help mmu spaces)" "an order that is none"
+v dirty top demo --once -c 2
+is 2 "" "vmctl: dirty top: --once and --count exclude each other (see vmctl help dirty top)" "once or more often"
+script off <<'EOS'
+on dirty-log-snapshot
+  error GenericError page tables are not tracked (mmu-set tracking live)
+EOS
+v dirty top off --once -i 0.05
+is 1 "" "vmctl: off: page tables are not tracked (mmu-set tracking live)" "dirty top without tracking"
+tail -n 1 "$dir/off.requests" | grep -q dirty-log-stop
+result $? "stops its consumer all the same"
+script differs <<'EOS'
+on mmu-verify
+  return {"missing": 0, "extra": 2, "mismatched": 0, "broken-links": 0, "roots": 1, "tables": 4, "incomplete": 0, "source": "re-read"}
+EOS
+v mmu verify differs
+has 1 "differs: DIFFERENT: *2 extra" "" "mmu verify tells a difference, by its status too"
+
+# linux NAME [damaged]: a daemon whose guest has processes init 1, dirty 146 and "a b" 150.
+linux() {
+    local kernel init dirty ab
+    "$build/tests/ctl/guest-memory" "$dir/$1.memory" ${2:+"$2"} >"$dir/$1.processes" || return
+    kernel=$(sed -n 's/^kernel //p' "$dir/$1.processes")
+    init=$(sed -n 's/^1 init //p' "$dir/$1.processes")
+    dirty=$(sed -n 's/^146 dirty //p' "$dir/$1.processes")
+    ab=$(sed -n 's/^150 a b //p' "$dir/$1.processes")
+    script "$1" <<EOS
+on get-guest-memory
+  memory $dir/$1.memory
+on query-mmu-spaces
+  return {"total": 5, "age-us": 3, "incomplete": false, "spaces": [{"root": $kernel, "kind": "kernel", "generation": 1, "levels": 4, "pages": 0, "tables": 0, "seen-us": 1500000, "dirty": 0}, {"root": $dirty, "kind": "user", "generation": 3, "levels": 4, "pages": 400, "tables": 7, "seen-us": 120, "dirty": 390}, {"root": $ab, "kind": "user", "generation": 4, "levels": 4, "pages": 8, "tables": 4, "seen-us": 20000000, "dirty": 0}, {"root": $init, "kind": "user", "generation": 2, "levels": 4, "pages": 9, "tables": 4, "seen-us": 9000, "dirty": 0}, {"root": 4096, "kind": "user", "generation": 5, "levels": 4, "pages": 1, "tables": 1, "seen-us": 1, "dirty": 1}]}
+on query-rmap
+  return {"gfn": 4660, "table": true, "age-us": 1, "more": true, "incomplete": true, "mappings": [{"root": $dirty, "kind": "user", "generation": 3, "gva": 139638284177408, "level": 1, "page-size": 4096, "write": true, "user": true, "execute": false, "accessed": true, "dirty": true}]}
+on dirty-log-snapshot
+  return {"epoch": 1, "pages": 1000, "lost": false, "harvest-us": 5, "attribution": {"user": 900, "kernel": 90, "unmapped": 10, "shared": 0, "incomplete": false, "space-count": 4, "age-us": 1, "attribute-us": 2, "spaces": [{"kind": "user", "root": $dirty, "generation": 3, "pages": 600, "range-count": 2, "ranges": [{"gva": 139638284177408, "pages": 500}, {"gva": 4194304, "pages": 3}, {"gva": 8192, "pages": 1}]}, {"kind": "user", "root": 4096, "generation": 5, "pages": 290, "range-count": 0, "ranges": []}, {"kind": "kernel", "pages": 90, "range-count": 1, "ranges": [{"gva": 3735928559, "pages": 90}]}, {"kind": "user", "root": $ab, "generation": 4, "pages": 10, "range-count": 0, "ranges": []}]}}
+EOS
+}
+if [ -x "$build/tests/ctl/guest-memory" ]; then
+    linux names
+    v dirty top names --once -i 0.05 -v
+    has 0 "1,000 pages in *: processes 90.0 %, kernel 9.0 %, unmapped 1.0 %*PID  PROCESS   ROOT * SHARE  HOTTEST
+146  dirty     0x000* 60.0 %  0x7f0012535000+500, 0x400000+3
+               0x000001000 * 29.0 %
+     (kernel) * 9.0 %  0xdeadbeef+90
+150  a b       0x000* 1.0 %" "" "dirty top names processes, and shows roots where there is none"
+    [ "$(grep -c dirty-log-ack "$dir/names.requests")" = 1 ] && tail -n 1 "$dir/names.requests" | grep -q dirty-log-stop &&
+        grep -qE '"dirty-log-snapshot","arguments":\{"name":"vmctl-top-[0-9]+","format":"count","attribute":true' "$dir/names.requests"
+    result $? "acknowledges its epoch and stops its consumer"
+    v dirty top names -o json -i 0.05 -c 1
+    has 0 '"pages":600,*"process":{"pid":146,"comm":"dirty"}}' "" "dirty top as JSON"
+    [ "$(jq -c '[.attribution.spaces[] | .process.pid]' "$dir/out")" = '[146,null,null,150]' ]
+    result $? "names those that have one"
+    v dirty top names -n 1 --once -i 0.05
+    has 0 "146  dirty" "" "dirty top of one line"
+    [[ $out != *0xdeadbeef* ]]
+    result $? "has no other"
+    v dirty top names -i 0.05 -c 2
+    [ "$status" = 0 ] && [ "$(wc -l <"$dir/out")" = 2 ] && [[ $out == *"1000 pages *  dirty[146] 60.0 %  root 0x1000 29.0 %  kernel 9.0 %"* ||
+        $out == *"dirty[146] 60.0 %  root 0x1000 29.0 %  kernel 9.0 %"* ]]
+    result $? "dirty top in a pipe"
+    t expect='a b' resize=100x8 expect='dirty' send=q -- dirty top names -i 0.05
+    has 0 $'\033[[]?1049h*\033[[]?1049l' "" "dirty top in place, and q"
+    t expect='a b' send='\x03' -- dirty top names -i 0.05
+    has 0 $'\033[[]?1049l' "" "and ^C"
+    tail -n 1 "$dir/names.requests" | grep -q dirty-log-stop
+    result $? "stops the consumer"
+    v mmu spaces names -v
+    has 0 "PID  PROCESS  ROOT         KIND    LEVELS   MAPPED  TABLES  DIRTY        SEEN
+              0x000*  kernel       4*
+146  dirty    0x000*  user         4  1.6 MiB       7    390  0.1 ms ago
+150  a b      0x000*  user         4   32 KiB       4 *20 s ago
+  1  init     0x000*  user         4   36 KiB       4 *9.0 ms ago
+              0x000001000  user " "" "mmu spaces"
+    v rmap names 0x1234000
+    has 0 "names: frame 0x1234, a page table; some page tables are not known*PID  PROCESS  ROOT *146  dirty    0x000*  user  0x00007f0012535000" "there are more" "rmap names the process"
+    linux damaged damaged
+    v dirty top damaged --once -i 0.05 -v
+    has 0 "ROOT * 60.0 %" "damaged: no names, or not all: tasks: the entry at 0x* points back at " "a damaged list gives roots, and -v the reason"
+    [[ $out != *dirty* && $out != *PROCESS*init* ]]
+    result $? "and no name"
+    v dirty top damaged --once -i 0.05 -o json
+    [ "$(jq '[.attribution.spaces[] | select(.process)] | length' "$dir/out")" = 0 ] && [[ $out == *'"names-missing":"tasks: '* ]]
+    result $? "and the reason as JSON"
+    script empty <<EOS
+on get-guest-memory
+  memory /dev/null
+on dirty-log-snapshot
+  return {"epoch": 1, "pages": 0, "lost": false, "harvest-us": 5, "attribution": {"spaces": [], "age-us": 32000000}}
+EOS
+    v dirty top empty --once -i 0.05 -v
+    has 0 "page tables are those of 32 s ago*nobody wrote anything" "guest memory: its layout is none that is known" "memory that is none"
+else
+    n=$((n + 1))
+    echo "ok $n - # SKIP names of processes: built without libbpf"
+fi
 
 # -- the console --
 

@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "daemon/machine-state.h"
 #include "daemon/qmp-server.h"
+#include "device/virtio/blk.h"
 #include "vcpu/stats.h"
 #include "vcpu/vcpu.h"
 
@@ -167,6 +168,11 @@ unsigned int vm_cpus(const struct vm *vm)
 int vm_fd(const struct vm *vm)
 {
     return 100;
+}
+
+uint64_t vm_paused_ns(const struct vm *vm)
+{
+    return UINT64_C(1500000000);
 }
 
 struct vcpu *vm_vcpu(struct vm *vm, unsigned int index)
@@ -543,6 +549,8 @@ struct machine *fake_machine_new(struct event_base *events, const struct fake_op
     m->config.name = strdup("fake");
     m->config.cpus = options->cpus;
     m->config.memory = options->memory;
+    m->config.disks[0].path = strdup("/images/a");
+    m->config.disk_count = 1;
     init_host(&m->host);
     init_vm(&m->vm, options);
     tracker_default_settings(&m->config.mmu);
@@ -563,10 +571,33 @@ void fake_machine_free(struct machine *m)
     bus_free(m->vm.bus);
     mem_free(m->vm.mem);
     free(m->config.name);
+    free(m->config.disks[0].path);
     free(m);
 }
 
+/* -- one disk ---------------------------------------------------------------- */
+
 struct device *machine_disk(struct machine *m, unsigned int index)
 {
-    return NULL;
+    static struct device disk;
+
+    return index == 0 ? &disk : NULL;
+}
+
+void vblk_info(struct device *dev, struct vblk_info *ret)
+{
+    *ret = (struct vblk_info){
+        .name = "disk0",
+        .serial = "S-1",
+        .disk = {.size = 1 << 20, .block_size = 512, .read_only = true, .direct = true, .aio = "threads"},
+        .queues = 2,
+        .held_back = 3,
+        .status = VBLK_NOSPACE,
+        .counters = {.reads = 7},
+    };
+}
+
+uint64_t vblk_allocated(struct device *dev)
+{
+    return 4096;
 }

@@ -538,9 +538,21 @@ static void test_paths(void **state)
     close(fd);
 }
 
+static void test_cmdline_words(void **state)
+{
+    assert_true(boot_cmdline_has("nolapic", "nolapic"));
+    assert_true(boot_cmdline_has("quiet  nolapic ", "nolapic"));
+    assert_true(boot_cmdline_has("nolapics nolapic panic=1", "nolapic"));
+    assert_false(boot_cmdline_has("nolapic_timer nolapic=1 xnolapic", "nolapic"));
+    assert_false(boot_cmdline_has("  ", "nolapic"));
+    assert_false(boot_cmdline_has("", "nolapic"));
+    assert_false(boot_cmdline_has(NULL, "nolapic"));
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cmdline_words),
         cmocka_unit_test(test_bzimage_fields),    cmocka_unit_test(test_bzimage_fixed),
         cmocka_unit_test(test_bzimage_needs_memory), cmocka_unit_test(test_elf64_fields),
         cmocka_unit_test(test_elf32_fields),      cmocka_unit_test(test_elf_counts),

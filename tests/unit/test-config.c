@@ -72,6 +72,46 @@ static void test_every_option(void **state)
     config_clear(&c);
 }
 
+static void test_mmu_options(void **state)
+{
+    static const char text[] = "{\"kernel\": \"/k\", \"mmu\": {\"tracking\": \"precise\", \"sync-interval-us\": 20000, "
+                               "\"cpu-budget\": 3, \"max-memory\": \"64M\", \"page-limit\": 5000, \"floods\": false}}";
+    static const char *const bad[] = {
+        "{\"mmu\": {\"speed\": 1}}",
+        "{\"mmu\": {\"tracking\": {}}}",
+        "{\"mmu\": {\"tracking\": \"always\"}}",
+        "{\"mmu\": {\"floods\": 1}}",
+        "{\"mmu\": []}",
+    };
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    config_init(&c);
+    assert_int_equal(c.mmu.mode, TRACKER_LIVE);
+    assert_int_equal(c.mmu.cpu_budget, 1);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_AUTO);
+    assert_int_equal(config_parse_json(&c, "f", text, strlen(text), error), 0);
+    assert_int_equal(c.mmu.mode, TRACKER_PRECISE);
+    assert_int_equal(c.mmu.interval_us, 20000);
+    assert_int_equal(c.mmu.cpu_budget, 3);
+    assert_int_equal(c.mmu.max_memory, 64 * MiB);
+    assert_false(c.mmu.floods);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_MANUAL);
+    assert_int_equal(c.page_limit_pages, 5000);
+    config_clear(&c);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        config_init(&c);
+        assert_int_equal(config_parse_json(&c, "f", bad[i], strlen(bad[i]), error), -EINVAL);
+        assert_non_null(strstr(error, "mmu"));
+        config_clear(&c);
+    }
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--mmu=on-demand", "--mmu-floods=off", "--mmu-page-limit=off", NULL), 0);
+    assert_int_equal(c.mmu.mode, TRACKER_ON_DEMAND);
+    assert_false(c.mmu.floods);
+    assert_int_equal(c.page_limit, CONFIG_PAGE_LIMIT_OFF);
+    config_clear(&c);
+}
+
 static void test_refused_options(void **state)
 {
     static const struct {
@@ -93,7 +133,30 @@ static void test_refused_options(void **state)
         {"--console=file:PATH", NULL},
         {"--paging=ept", "shadow, any"},
         {"--dirty-log=both", "bitmap, ring"},
+        {"--mmu=on", "off, on-demand, live, precise"},
+        {"--mmu-sync-interval-us=999", "1000 to 10000000"},
+        {"--mmu-sync-interval-us=10000001", "1000 to 10000000"},
+        {"--mmu-sync-interval-us=0", NULL},
+        {"--mmu-cpu-budget=0", "1 to 100"},
+        {"--mmu-cpu-budget=101", "1 to 100"},
+        {"--mmu-max-memory=1M", NULL},
+        {"--mmu-max-memory=1023K", "is less than 1 MiB"},
+        {"--mmu-max-memory=x", "is no size"},
+        {"--mmu-page-limit=63", "neither auto nor off nor a number of pages from 64"},
+        {"--mmu-page-limit=automatic", "neither auto nor off"},
+        {"--mmu-page-limit=off", NULL},
+        {"--mmu-floods=true", "on, off"},
         {"--kernel=", "path is empty"},
+        {"--disk=", "path is empty"},
+        {"--disk=,ro", "path is empty"},
+        {"--disk=/d,rw", "--disk: \"rw\" is none of ro, direct"},
+        {"--disk=/d,", "\"\" is none of"},
+        {"--disk=/d,queues=0", "1 to 16"},
+        {"--disk=/d,queues=17", "1 to 16"},
+        {"--disk=/d,aio=native", "auto, io_uring, threads"},
+        {"--disk=/d,serial=", "1 and 20"},
+        {"--disk=/d,serial=123456789012345678901", "1 and 20"},
+        {"--disk=/d,serial=a b", "printable"},
         {"--no-such", "--no-such: no such option"},
         {"--paused=1", "no such option, or a value"},
         {"--kernel", "--kernel wants a value"},
@@ -133,6 +196,30 @@ static void test_no_kernel(void **state)
     config_clear(&c);
 }
 
+/* What --print-config prints is a file that says the same. */
+static void test_print(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c, again;
+    const char *text;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--name", "007", "--kernel", "/a b", "--cpus", "4", "--memory=2G",
+                           "--paused", "--sandbox=errno", "--print-config", NULL),
+                     0);
+    assert_int_equal(c.action, CONFIG_PRINT_CONFIG);
+    text = json_object_to_json_string(c.given);
+    config_init(&again);
+    assert_int_equal(config_parse_json(&again, "again.json", text, strlen(text), error), 0);
+    assert_string_equal(again.name, "007");
+    assert_string_equal(again.kernel, "/a b");
+    assert_int_equal(again.cpus, 4);
+    assert_int_equal(again.memory, 2 * GiB);
+    assert_true(again.paused);
+    assert_int_equal(again.sandbox, SANDBOX_ERRNO);
+    config_clear(&again);
+    config_clear(&c);
+}
+
 static int parse_text(struct config *c, const char *text, char *error)
 {
     config_init(c);
@@ -146,7 +233,7 @@ static void test_json(void **state)
 
     assert_int_equal(parse_text(&c,
                                 "{ /* a comment */\n \"kernel\": \"/k\", \"memory\": \"1G\", // another\n \"cpus\": 4,\n"
-                                " \"paused\": true, \"prealloc\": false, \"console\": \"pty\" }\n",
+                                " \"paused\": true, \"prealloc\": false, \"console\": \"pty\" } // end\n/* of it */\n",
                                 error),
                      0);
     assert_string_equal(c.kernel, "/k");
@@ -155,6 +242,40 @@ static void test_json(void **state)
     assert_true(c.paused);
     assert_false(c.prealloc);
     assert_int_equal(c.console, CHARDEV_PTY);
+    config_clear(&c);
+}
+
+static void test_disks(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--disk", "/a", "--disk",
+                           "/b,,c,ro,direct,serial=X-1,queues=4,aio=threads", NULL),
+                     0);
+    assert_int_equal(c.disk_count, 2);
+    assert_string_equal(c.disks[0].path, "/a");
+    assert_false(c.disks[0].read_only || c.disks[0].direct);
+    assert_int_equal(c.disks[0].aio, DISK_AIO_AUTO);
+    assert_string_equal(c.disks[1].path, "/b,c");
+    assert_true(c.disks[1].read_only && c.disks[1].direct);
+    assert_string_equal(c.disks[1].serial, "X-1");
+    assert_int_equal(c.disks[1].queues, 4);
+    assert_int_equal(c.disks[1].aio, DISK_AIO_THREADS);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c, "{\"disk\": [\"/a\", \"/b,ro\"]}", error), 0);
+    assert_int_equal(c.disk_count, 2);
+    assert_true(c.disks[1].read_only);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c, "{\"disk\": \"/a\"}", error), 0);
+    assert_int_equal(c.disk_count, 1);
+    config_clear(&c);
+    assert_int_equal(parse_text(&c,
+                                "{\"disk\": [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"10\",\"11\","
+                                "\"12\",\"13\"]}",
+                                error),
+                     -EINVAL);
+    assert_non_null(strstr(error, "more than 12 disks"));
     config_clear(&c);
 }
 
@@ -175,6 +296,13 @@ static void test_refused_json(void **state)
         {"{\n\n\"nope\": 1}", "vm.json:3: nope: is no key"},
         {"{\"runtime-dir\": \"/x\"}", "runtime-dir: is no key"},
         {"{\"kernel\": \"a\\u0000b\"}", "NUL"},
+        {"{\"disk\": [\"/a\", 1.5]}", "wants a string or a number"},
+        {"{\"disk\": [\"/a,oops\"]}", "disk: \"oops\" is none of"},
+        {"{\"cpus\": 1,\n \"cpus\": 2}", "vm.json:2: cpus: stands there twice"},
+        {"{\"cmdline\": \"cpus\",\n/* \"cpus\": */\n \"cpus\": 0}", "vm.json:3: cpus: "},
+        {"{\"cmdline\": \"\\\"cpus\\\":\", // \"cpus\": 1\n 'cpus' : 0}", "vm.json:2: cpus: "},
+        {"{\"sandbox\": \"on\"}", "enforce, errno, log, off"},
+        {"{\"user\": \"a:b\"}", "is no user name"},
         {"{\"cpus\": null}", "wants a string or a number"},
         {"{\"kernel\": {\"a\": {\"b\": {\"c\": {\"d\": {\"e\": {\"f\": {\"g\": {\"h\": 1}}}}}}}}}", "nesting"},
     };
@@ -212,12 +340,54 @@ static void test_command_line_wins(void **state)
     unlink(path);
 }
 
+/* What makes a guest fast: pages, polling, CPU features. */
+static void test_tuning(void **state)
+{
+    static const struct {
+        const char *option, *value, *complaint;
+    } bad[] = {
+        {"--thp", "maybe", "off, on"},
+        {"--halt-poll", "-1", "0 to 1000000"},
+        {"--halt-poll", "1000001", "0 to 1000000"},
+        {"--halt-poll", "long", "0 to 1000000"},
+        {"--cpu-off", "pcid,warp", "warp"},
+        {"--cpu-off", "pcid,,pge", "is none of"},
+        {"--cpu-off", "a-name-that-is-longer-than-any-that-there-is", "is none of"},
+        {"--mmu-page-limit-share", "0", "1 to 50"},
+        {"--mmu-page-limit-share", "51", "1 to 50"},
+    };
+    char error[CONFIG_ERROR_MAX];
+    struct config c;
+
+    assert_int_equal(parse(&c, error, NULL), 0);
+    assert_true(c.thp);
+    assert_false(c.set_halt_poll || c.cpu_off);
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--thp=off", "--halt-poll=0", "--cpu-off=pcid,async-pf", "--mmu-page-limit-share=50", NULL), 0);
+    assert_true(!c.thp && c.set_halt_poll);
+    assert_int_equal(c.halt_poll_ns, 0);
+    assert_int_equal(c.cpu_off, cpuid_feature("pcid") | CPUID_ASYNC_PF);
+    assert_int_equal(c.page_limit_share, 50);
+    config_clear(&c);
+    /* The last word counts, and "host" takes a number back. */
+    assert_int_equal(parse(&c, error, "--halt-poll=5", "--halt-poll=host", "--cpu-off=pge", "--cpu-off=", NULL), 0);
+    assert_false(c.set_halt_poll || c.cpu_off);
+    config_clear(&c);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(parse(&c, error, bad[i].option, bad[i].value, NULL), -EINVAL);
+        assert_non_null(strstr(error, bad[i].option));
+        assert_non_null(strstr(error, bad[i].complaint));
+        config_clear(&c);
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_refused_options),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
-        cmocka_unit_test(test_command_line_wins),
+        cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);

@@ -68,9 +68,9 @@ static struct kvm_cpuid2 *copy(const struct kvm_cpuid_entry2 *entries, size_t n)
     return t;
 }
 
-static struct kvm_cpuid2 *build(const struct cpuid_host *host, unsigned int index, unsigned int count, bool async_pf)
+static struct kvm_cpuid2 *build(const struct cpuid_host *host, unsigned int index, unsigned int count, cpuid_features off)
 {
-    struct cpuid_options options = {.index = index, .count = count, .async_pf = async_pf};
+    struct cpuid_options options = {.index = index, .count = count, .off = off};
     struct kvm_cpuid2 *t = NULL;
 
     assert_int_equal(cpuid_build(host, &options, &t), 0);
@@ -98,7 +98,7 @@ static void assert_no_duplicates(struct kvm_cpuid2 *t)
 static void test_amd_six(void **state)
 {
     struct cpuid_host host = {.supported = copy(amd, ARRAY_SIZE(amd)), .tsc_deadline = true};
-    struct kvm_cpuid2 *t = build(&host, 5, 6, true);
+    struct kvm_cpuid2 *t = build(&host, 5, 6, 0);
 
     /* Six vCPUs need three bits of the APIC id. */
     assert_leaf(t, 0x1, 0, 0x00a10f11, 0x05060800, 0x81202000, 0x178bfbff);
@@ -124,7 +124,7 @@ static void test_amd_six(void **state)
 static void test_amd_one(void **state)
 {
     struct cpuid_host host = {.supported = copy(amd, ARRAY_SIZE(amd)), .la57 = true};
-    struct kvm_cpuid2 *t = build(&host, 0, 1, false);
+    struct kvm_cpuid2 *t = build(&host, 0, 1, CPUID_ASYNC_PF);
 
     assert_leaf(t, 0x1, 0, 0x00a10f11, 0x00010800, 0x80202000, 0x078bfbff);
     assert_leaf(t, 0x7, 0, 0, 0x01800002, 0x00010004, 0x20000000);
@@ -142,7 +142,7 @@ static void test_amd_one(void **state)
 static void test_intel_five(void **state)
 {
     struct cpuid_host host = {.supported = copy(intel, ARRAY_SIZE(intel)), .tsc_deadline = true};
-    struct kvm_cpuid2 *t = build(&host, 4, 5, true);
+    struct kvm_cpuid2 *t = build(&host, 4, 5, 0);
 
     assert_leaf(t, 0x1, 0, 0x000806f8, 0x04080800, 0x81202000, 0x1f8bfbff);
     assert_leaf(t, 0x4, 0, 0x1c000121, 0x02c0003f, 0x3f, 0);
@@ -171,28 +171,56 @@ static void test_no_topology_leaf(void **state)
         E(0x1, 0, 0, 0, 0, 0, 0),
     };
     struct cpuid_host host = {.supported = copy(old, ARRAY_SIZE(old))};
-    struct kvm_cpuid2 *t = build(&host, 1, 2, true);
+    struct kvm_cpuid2 *t = build(&host, 1, 2, 0);
 
     assert_int_equal(t->nent, 2);
     assert_leaf(t, 0x1, 0, 0, 0x01020000, 0x80000000, 1u << 28);
     free(t);
     host.supported->nent = 0;
-    t = build(&host, 0, 1, true);
+    t = build(&host, 0, 1, 0);
     assert_int_equal(t->nent, 0);
     free(t);
+    cpuid_host_clear(&host);
+}
+
+static void test_features_off(void **state)
+{
+    struct cpuid_host host = {.supported = copy(amd, ARRAY_SIZE(amd)), .tsc_deadline = true};
+    struct kvm_cpuid2 *all = build(&host, 0, 1, 0), *some, *none;
+    cpuid_features every = 0;
+
+    assert_int_equal(cpuid_feature("async-pf"), CPUID_ASYNC_PF);
+    assert_int_equal(cpuid_feature("no-such"), 0);
+    assert_int_equal(cpuid_feature(""), 0);
+    for (unsigned int i = 0; cpuid_feature_name(i); i++) {
+        assert_int_equal(cpuid_feature(cpuid_feature_name(i)), UINT64_C(1) << i);
+        every |= UINT64_C(1) << i;
+    }
+    /* One bit goes, its neighbours stay. */
+    some = build(&host, 0, 1, cpuid_feature("pge") | cpuid_feature("tsc-deadline"));
+    assert_int_equal(cpuid_find(all, 1, 0)->edx & ~cpuid_find(some, 1, 0)->edx, 1u << 13);
+    assert_int_equal(cpuid_find(all, 1, 0)->ecx & ~cpuid_find(some, 1, 0)->ecx, 1u << 24);
+    assert_int_equal(cpuid_find(all, 7, 0)->ebx, cpuid_find(some, 7, 0)->ebx);
+    none = build(&host, 0, 1, every);
+    assert_int_equal(cpuid_find(none, 1, 0)->ecx & (1u << 17 | 1u << 21 | 1u << 24), 0);
+    assert_int_equal(cpuid_find(none, 0x80000001, 0)->edx & 1u << 26, 0);
+    assert_int_equal(cpuid_find(none, 0x40000001, 0)->eax & (1u << 4 | 1u << 10 | 1u << 14), 0);
+    free(all);
+    free(some);
+    free(none);
     cpuid_host_clear(&host);
 }
 
 static void test_bounds(void **state)
 {
     struct cpuid_host host = {.supported = copy(amd, ARRAY_SIZE(amd))};
-    static const struct cpuid_options bad[] = {{0, 0, false}, {1, 1, false}, {0, 256, true}, {UINT32_MAX, 2, true}};
+    static const struct cpuid_options bad[] = {{0, 0, 0}, {1, 1, 0}, {0, 256, 0}, {UINT32_MAX, 2, 0}};
     struct kvm_cpuid2 *t = NULL;
 
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
         assert_int_equal(cpuid_build(&host, &bad[i], &t), -EINVAL);
     assert_null(t);
-    t = build(&host, 254, 255, true);
+    t = build(&host, 254, 255, 0);
     assert_leaf(t, 0xb, 1, 8, 255, 0x201, 254);
     assert_leaf(t, 0x80000008, 0, 0x3030, 0x10000005, 0x000180fe, 0);
     free(t);
@@ -253,7 +281,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_amd_six), cmocka_unit_test(test_amd_one),
         cmocka_unit_test(test_intel_five), cmocka_unit_test(test_no_topology_leaf),
-        cmocka_unit_test(test_bounds), cmocka_unit_test(test_fetch_fails), cmocka_unit_test(test_kvm_takes_it),
+        cmocka_unit_test(test_features_off), cmocka_unit_test(test_bounds), cmocka_unit_test(test_fetch_fails), cmocka_unit_test(test_kvm_takes_it),
     };
 
     return cmocka_run_group_tests_name("cpuid", tests, NULL, NULL);

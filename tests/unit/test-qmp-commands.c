@@ -58,6 +58,13 @@ static void test_questions(void **state)
 
     env_expect(e, "query-version", "{}",
            "{'return':{'qemu':{'major':7,'minor':2,'micro':0},'package':'" PACKAGE_NAME " " PACKAGE_VERSION "'}}");
+    env_expect(e, "query-block", "{}",
+               "{'return':[{'device':'disk0','qdev':'/machine/disk0','type':'unknown','removable':false,'locked':false,"
+               "'io-status':'nospace','inserted':{'file':'/images/a','node-name':'disk0','ro':true,'drv':'raw',"
+               "'backing_file_depth':0,'encrypted':false,'detect_zeroes':'off','write_threshold':0,'bps':0,'bps_rd':0,"
+               "'bps_wr':0,'iops':0,'iops_rd':0,'iops_wr':0,'image':{'filename':'/images/a','format':'raw',"
+               "'virtual-size':1048576,'actual-size':4096,'dirty-flag':false},'cache':{'writeback':true,'direct':true,"
+               "'no-flush':false}},'serial':'S-1','aio':'threads','queues':2,'held-back':3,'needs-reset':false}]}");
     env_expect(e, "query-name", "{}", "{'return':{'name':'fake'}}");
     env_expect(e, "query-kvm", "{}", "{'return':{'enabled':true,'present':true}}");
     env_expect(e, "query-status", "{}", "{'return':{'status':'running','singlestep':false,'running':true}}");

@@ -102,7 +102,7 @@ static void test_dirty_log_errors(void **state)
                  "dirty log consumer 'calc-dirty-rate' belongs to calc-dirty-rate");
     env_expect_error(e, "dirty-log-start", "{'name':'a','mode':'x'}", "Parameter 'mode' does not accept value 'x'");
     env_expect_error(e, "dirty-log-snapshot", "{'name':'a','format':'x'}", "Parameter 'format' does not accept value 'x'");
-    env_expect_error(e, "dirty-log-snapshot", "{'name':'a','attribute':true}", "Parameter 'attribute' is unexpected");
+    env_expect_error(e, "dirty-log-snapshot", "{'name':'a','attributes':true}", "Parameter 'attributes' is unexpected");
     for (int i = 0; i < DIRTY_MAX_CONSUMERS; i++) {
         snprintf(arguments, sizeof(arguments), "{'name':'c%d'}", i);
         json_object_put(env_call(e, "dirty-log-start", arguments));

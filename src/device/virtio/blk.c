@@ -32,6 +32,8 @@
 /* Sectors of a discard or zeroing request: so long that few are needed, so short that none takes for ever. */
 #define MAX_DISCARD_SECTORS (UINT32_C(1) << 21)
 #define MAX_ZEROES_SECTORS (UINT32_C(1) << 16)
+/* How often a queue is looked at again before others have a turn. */
+#define MAX_ROUNDS 8
 #define NAME_MAX_LEN 16
 
 static_assert(sizeof(struct virtio_blk_outhdr) == HEADER_SIZE, "as the specification has it");
@@ -259,6 +261,8 @@ static void submit(struct vblk *b, struct vblk_request *req, enum disk_op op, ui
     req->disk.offset = sector << SECTOR_SHIFT;
     req->disk.len = bytes;
     req->disk.iov = op == DISK_READ ? c->iov + c->readable : c->iov;
+    /* A driver that cannot flush is one whose writes are done when they are done. */
+    req->disk.sync = !virtio_has(&b->v, VIRTIO_BLK_F_FLUSH);
     req->disk.iovcnt = op == DISK_READ ? c->writable : op == DISK_WRITE ? c->readable : 0;
     if (b->restoring)
         hold_back(b, req);
@@ -374,11 +378,17 @@ static void try_again(struct vblk *b)
 static void vblk_run(struct virtio_dev *v, struct virtq *q)
 {
     struct vblk *b = to_blk(v);
+    unsigned int rounds = 0;
     struct vblk_request *req;
 
     if (b->retry)
         try_again(b);
     do {
+        if (rounds++ == MAX_ROUNDS) {
+            /* The driver adds requests as fast as they are done; the lock has others who want it. */
+            virtio_kick_queue(v, q);
+            break;
+        }
         while (virtq_has_chain(q)) {
             req = get_request(b);
             req->queue = q;

@@ -165,7 +165,9 @@ static void write_register(struct virtio_dev *v, unsigned int reg, uint32_t valu
         v->regs.isr &= (uint8_t)~value;
         break;
     case VIRTIO_MMIO_STATUS:
-        virtio_write_status(v, (uint8_t)value);
+        /* A reset is a write of 0, of all 32 bits. */
+        if (value == 0 || (uint8_t)value)
+            virtio_write_status(v, (uint8_t)value);
         break;
     default:
         q = virtio_selected(v);

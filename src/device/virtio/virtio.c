@@ -157,6 +157,13 @@ void virtio_device_resume(struct device *dev)
     struct virtio_dev *v = to_virtio(dev);
 
     v->quiet = false;
+    /*
+     * An interrupt that was on its way when the state was saved may not be in the interrupt controller's state, and one
+     * that is raised before that is loaded is lost. One too many does no harm.
+     */
+    if (v->restored && driver_ready(v))
+        interrupt(v, VIRTIO_ISR_QUEUE);
+    v->restored = false;
     go_live(v);
 }
 
@@ -390,9 +397,7 @@ int virtio_device_restore(struct device *dev, struct state_reader *r, const stru
     for (unsigned int i = 0; i < v->queue_count; i++)
         restart_queue(v, &v->queues[i]);
     update(v);
-    /* One that was on its way when the state was saved may be lost; one too many does no harm. */
-    if (driver_ready(v))
-        interrupt(v, VIRTIO_ISR_QUEUE);
+    v->restored = true;
     go_live(v);
     return 0;
 }

@@ -105,6 +105,7 @@ struct virtio_dev {
     struct virtio_kick *kicks; /* one a queue */
     bool quiet;                /* quiesced, not resumed */
     bool live;                 /* between start and stop */
+    bool restored;             /* and not resumed since */
     const struct virtio_transport *transport;
     void *transport_data;
     struct virtio_counters counters;
