@@ -208,6 +208,7 @@ static bool take_connection(struct mig_target *t, int fd, bool first, struct mig
     mig_stream_set_timeout(&stream, 0);
     pthread_mutex_lock(&t->lock);
     t->channels[hello->channel].stream = stream;
+    pthread_mutex_init(&t->channels[hello->channel].stream.send_lock, NULL);
     t->channels[hello->channel].connected = true;
     if (t->broken)
         mig_stream_break(&t->channels[hello->channel].stream);
@@ -524,12 +525,13 @@ void mig_target_free(struct mig_target *t)
         break_target(t, NULL);
         pthread_join(t->thread, NULL);
     }
-    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++) {
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         if (t->channels[i].started)
             pthread_join(t->channels[i].thread, NULL);
+    /* Each of them may have broken the others. */
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         if (t->channels[i].connected)
             mig_stream_clear(&t->channels[i].stream);
-    }
     mig_listener_close(&t->listener);
     fd_close(t->given_fd);
     fd_close(t->wake_fd);
