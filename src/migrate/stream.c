@@ -39,8 +39,11 @@ void mig_stream_init(struct mig_stream *s, int fd, bool source)
     pthread_mutex_init(&s->send_lock, NULL);
     (void)fd_set_nonblock(fd, 0);
     /* TCP finds out by itself what a path needs, unless it is told. */
-    if (getsockname(fd, (struct sockaddr *)&address, &len) == 0 && address.ss_family == AF_UNIX)
-        set_option(fd, SOL_SOCKET, source ? SO_SNDBUF : SO_RCVBUF, SOCKET_BUFFER);
+    if (source && getsockname(fd, (struct sockaddr *)&address, &len) == 0 && address.ss_family == AF_UNIX) {
+        /* On a busy host both ends take turns: the more one turn carries, the fewer there are. */
+        set_option(fd, SOL_SOCKET, SO_SNDBUF, SOCKET_BUFFER);
+        set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER);
+    }
     set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE);
