@@ -26,6 +26,7 @@ spawn_target() { # NAME URI ARGUMENT...: without a console, for targets that are
     shift 2
     vm_start "$name" --kernel "$UMBRA_GUESTS/dirtier.elf" --console none --test-device --incoming "$uri" "$@"
     target_pid=$vm_pid
+    migrate_waits "$name"
 }
 
 source_goes_on() { # LABEL

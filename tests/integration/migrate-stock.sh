@@ -10,6 +10,7 @@ target() { # NAME URI
     vm_start "$1" --kernel "$UMBRA_KERNEL" --initrd "$UMBRA_INITRD" --cmdline "console=ttyS0 quiet umbra.run=serve" \
         --console socket --memory 256M --incoming "$2"
     vm_console "$1"
+    migrate_waits "$1"
 }
 
 uptime_of() { # NAME: in hundredths of a second

@@ -7,11 +7,17 @@ migrate_target() {
     shift 2
     vm_start_guest "$name" dirtier "mode=serve" --incoming "$uri" "$@"
     target_pid=$vm_pid
+    migrate_waits "$name"
 }
 
 # migrate_start NAME URI [LOCAL]: begin; fails when the daemon refuses.
 migrate_start() {
     qmp "$1" migrate "$(jq -nc --arg u "$2" --argjson l "${3:-false}" '{uri: $u, local: $l}')" >/dev/null
+}
+
+# The first answer comes when the daemon listens for a source, too.
+migrate_waits() { # NAME
+    wait_until 20 vm_is "$1" inmigrate || bail "$1 waits for no guest"
 }
 
 migrate_status() {
