@@ -84,6 +84,16 @@ static const struct ctl_option floods_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option migrate_options[] = {
+    {'l', "local", NULL, "hand guest memory over to another process of this host (unix:PATH)"},
+    {'b', "bandwidth", "SIZE", "at most so many bytes a second; with --plan: what the network takes"},
+    {'d', "downtime", "MS", "how long the guest may stand still (default 300)"},
+    {'n', "channels", "N", "over so many connections, 1 to 16"},
+    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), stop"},
+    {'p', "plan", NULL, "only measure the guest and tell how it would go"},
+    END_OF_OPTIONS,
+};
+
 static const struct ctl_option config_options[] = {
     {0, "config-dir", "DIR", "where configuration files are (default " UMBRA_SYSCONFDIR ")"},
     END_OF_OPTIONS,
@@ -125,6 +135,8 @@ const struct ctl_command ctl_commands[] = {
     {"mmu verify", "[VM]", "compare the bookkeeping with a paused guest", NULL, CTL_VM, 0, ctl_cmd_mmu_verify},
     {"rmap", "[VM] ADDRESS|gfn=N", "who maps a frame of guest memory", rmap_options, CTL_VM, 1, ctl_cmd_rmap},
     {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
+    {"migrate", "[VM] [URI]", "move a guest to another daemon (umbrad --incoming URI)", migrate_options, CTL_VM, 1,
+     ctl_cmd_migrate},
     {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
     {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
     {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},

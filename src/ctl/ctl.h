@@ -179,6 +179,8 @@ int ctl_cmd_mmu_verify(struct ctl *ctl);
 int ctl_cmd_rmap(struct ctl *ctl);
 int ctl_cmd_floods(struct ctl *ctl);
 
+int ctl_cmd_migrate(struct ctl *ctl);
+
 int ctl_cmd_host(struct ctl *ctl);
 
 int ctl_cmd_doctor(struct ctl *ctl);

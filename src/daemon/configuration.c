@@ -298,6 +298,11 @@ static int set_check_config(struct config *c, const char *value, char *error)
     return config_set_path(&c->config_file, value, error);
 }
 
+static int set_incoming(struct config *c, const char *value, char *error)
+{
+    return config_set_path(&c->incoming, value, error);
+}
+
 static int set_mmu_page_limit_share(struct config *c, const char *value, char *error)
 {
     uint64_t v = 0;
@@ -459,6 +464,8 @@ static const struct option_row options[] = {
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
+    {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY,
+     set_incoming, false},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
     {"sandbox", "MODE", "a system call beyond what is needed: enforce (default) ends umbrad, errno refuses it, log, off",
      EVERYWHERE, set_sandbox, false},
@@ -495,6 +502,7 @@ void config_clear(struct config *c)
     free(c->initrd);
     free(c->cmdline);
     free(c->console_path);
+    free(c->incoming);
     free(c->metrics);
     free(c->runtime_dir);
     free(c->config_file);

@@ -58,6 +58,7 @@ struct config {
     bool hugepages, prealloc, paused, test_device;
     enum chardev_kind console;
     char *console_path; /* file:PATH */
+    char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
     enum config_paging paging;

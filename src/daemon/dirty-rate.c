@@ -95,17 +95,28 @@ static uint64_t hash_page(const uint8_t *page)
     return h;
 }
 
-/* Hash the next pages. The file is read, not the mapping: reading a page that was never touched allocates nothing. */
+/*
+ * The file is read, not the mapping: reading a page that was never touched allocates nothing. Private memory has no file,
+ * and allocates nothing either.
+ */
+static int read_page(const struct mem *mem, pfn_t pfn, uint8_t page[GUEST_PAGE_SIZE])
+{
+    if (mem_fd(mem) >= 0)
+        return fd_pread_all(mem_fd(mem), page, GUEST_PAGE_SIZE, pages_to_bytes(pfn));
+    memcpy(page, mem_ram(mem) + pages_to_bytes(pfn), GUEST_PAGE_SIZE);
+    return 0;
+}
+
+/* Hash the next pages. */
 static int hash_some(struct dirty_rate *d)
 {
     size_t end = MIN(d->next + PAGES_A_TURN, d->sample_count);
-    int fd = mem_fd(guest_memory(d));
     uint8_t page[GUEST_PAGE_SIZE];
 
     for (; d->next < end; d->next++) {
         struct sample *s = &d->samples[d->next];
         uint64_t hash;
-        int r = fd_pread_all(fd, page, sizeof(page), pages_to_bytes(s->pfn));
+        int r = read_page(guest_memory(d), s->pfn, page);
 
         if (r < 0)
             return r;

@@ -240,6 +240,45 @@ int machine_devices_restore(struct machine_devices *d, struct state_reader *r)
     return 0;
 }
 
+static bool is_one_of(const char *name, const char *const *list)
+{
+    for (; *list; list++)
+        if (strcmp(name, *list) == 0)
+            return true;
+    return false;
+}
+
+static bool has_device(const struct machine_devices *d, const struct state_section *s)
+{
+    for (unsigned int i = 0; i < d->count; i++)
+        if (strcmp(d->entries[i].device->ops->name, s->name) == 0 && d->entries[i].device->instance == s->instance)
+            return true;
+    return false;
+}
+
+void machine_devices_compare(struct machine_devices *d, struct state_reader *r, const char *const *others,
+                             void (*report)(void *opaque, const char *text), void *opaque)
+{
+    char text[STATE_NAME_MAX + 64];
+
+    for (unsigned int i = 0; i < d->count; i++) {
+        const struct device *dev = d->entries[i].device;
+
+        if (!dev->ops->save || state_find(r, dev->ops->name, dev->instance))
+            continue;
+        snprintf(text, sizeof(text), "device %s %u: only here", dev->ops->name, dev->instance);
+        report(opaque, text);
+    }
+    for (uint32_t i = 0; i < r->count; i++) {
+        const struct state_section *s = &r->sections[i];
+
+        if (is_one_of(s->name, others) || has_device(d, s))
+            continue;
+        snprintf(text, sizeof(text), "device %s %u: not here", s->name, s->instance);
+        report(opaque, text);
+    }
+}
+
 struct device *machine_devices_find(const struct machine_devices *d, enum machine_device kind, unsigned int index)
 {
     for (unsigned int i = 0; i < d->count; i++)

@@ -41,6 +41,13 @@ void machine_devices_save(struct machine_devices *d, struct state_writer *w);
 /* As device_restore, of the first that fails. */
 int machine_devices_restore(struct machine_devices *d, struct state_reader *r);
 
+/*
+ * Tell of every device that only one of the two has: the state (whose sections named in `others`, NULL at its end, are no
+ * devices) and this machine.
+ */
+void machine_devices_compare(struct machine_devices *d, struct state_reader *r, const char *const *others,
+                             void (*report)(void *opaque, const char *text), void *opaque);
+
 /* The index-th device of a kind, or NULL. */
 struct device *machine_devices_find(const struct machine_devices *d, enum machine_device kind, unsigned int index);
 

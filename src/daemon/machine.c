@@ -8,55 +8,14 @@
 #include "daemon/machine.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/paths.h"
 #include "daemon/machine-devices.h"
+#include "daemon/machine-internal.h"
 #include "device/devices.h"
-
-enum request {
-    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
-    REQUEST_INTERNAL_ERROR = 1 << 1,
-    REQUEST_CRASH = 1 << 2,
-    REQUEST_POWEROFF = 1 << 3,
-    REQUEST_RESET = 1 << 4,
-    REQUEST_IO_ERROR = 1 << 5, /* io_errors */
-    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
-};
-
-/* Errors that wait to be told; of more at a time only the count is known. */
-#define MAX_IO_ERRORS 16
-
-struct machine {
-    const struct config *config;
-    struct event_base *events;
-    struct machine_observer observer;
-    struct mem *mem;
-    struct vm *vm;
-    struct machine_mmu *mmu;
-    struct boot_image *image;
-    struct chardev *console;
-    struct device_host device_host;
-    struct machine_devices *devices;
-    struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
-    enum run_state state;
-    bool ended;
-    struct host_info host;
-    bool host_examined; /* all of it, not only paging */
-
-    int request_fd;
-    struct event *request_event;
-    atomic_uint requests;
-    atomic_int exit_status;
-    pthread_mutex_t io_error_lock; /* protects what follows */
-    struct device_io_error io_errors[MAX_IO_ERRORS];
-    unsigned int io_error_count;
-    bool io_stop; /* one of them, told or not, wants the machine to stop */
-};
 
 static int create_devices(struct machine *m)
 {
@@ -73,7 +32,7 @@ static int create_devices(struct machine *m)
 }
 
 /* After it nothing changes guest memory but what the main thread does itself. */
-static void stop_guest(struct machine *m)
+void machine_guest_stop(struct machine *m)
 {
     if (!m->vm)
         return;
@@ -85,7 +44,7 @@ static void stop_guest(struct machine *m)
         machine_mmu_paused(m->mmu);
 }
 
-static void run_guest(struct machine *m)
+void machine_guest_run(struct machine *m)
 {
     machine_mmu_resuming(m->mmu);
     machine_devices_resume(m->devices);
@@ -116,7 +75,11 @@ static void on_vcpu_start(void *opaque)
 {
     struct machine *m = opaque;
 
-    host_prove_paging(m->vm, &m->host);
+    /* The proof would settle the vCPU's CPUID, which an arriving guest brings along. */
+    if (m->config->incoming)
+        host_prove_paging_apart(vm_kvm_fd(m->vm), &m->host);
+    else
+        host_prove_paging(m->vm, &m->host);
 }
 
 static void on_device_reset(void *opaque)
@@ -149,7 +112,7 @@ static void on_device_io_error(void *opaque, const struct device_io_error *error
     post(m, REQUEST_IO_ERROR);
 }
 
-static void emit(struct machine *m, const char *name, json_t *data)
+void machine_emit(struct machine *m, const char *name, json_t *data)
 {
     m->observer.on_event(m->observer.opaque, name, data);
 }
@@ -171,7 +134,7 @@ static void emit_page_limits(struct machine *m)
         json_add_str(data, "reason", e.reason);
         json_add_u64(data, "shadow-pages", e.shadow_pages);
         json_add_u64(data, "recycled", e.recycled);
-        emit(m, "MMU_PAGE_LIMIT", data);
+        machine_emit(m, "MMU_PAGE_LIMIT", data);
     }
 }
 
@@ -185,7 +148,7 @@ static json_t *guest_reason(bool guest, const char *reason)
     return data;
 }
 
-static void end(struct machine *m, int status)
+void machine_end(struct machine *m, int status)
 {
     if (m->ended)
         return;
@@ -197,10 +160,10 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = state;
     if (was_running)
-        emit(m, "STOP", NULL);
+        machine_emit(m, "STOP", NULL);
 }
 
 static void guest_crashed(struct machine *m)
@@ -210,17 +173,17 @@ static void guest_crashed(struct machine *m)
     json_add_str(data, "action", "poweroff");
     log_err("the guest panicked");
     halt(m, RUN_STATE_GUEST_PANICKED);
-    emit(m, "GUEST_PANICKED", data);
-    end(m, 3);
+    machine_emit(m, "GUEST_PANICKED", data);
+    machine_end(m, 3);
 }
 
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = RUN_STATE_SHUTDOWN;
-    emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
-    end(m, 0);
+    machine_emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
+    machine_end(m, 0);
 }
 
 static void emit_io_error(struct machine *m, const struct device_io_error *error)
@@ -233,7 +196,7 @@ static void emit_io_error(struct machine *m, const struct device_io_error *error
     json_add_str(data, "action", error->stop ? "stop" : "report");
     json_add_bool(data, "nospace", error->no_space);
     json_add_str(data, "reason", strerror(error->error));
-    emit(m, "BLOCK_IO_ERROR", data);
+    machine_emit(m, "BLOCK_IO_ERROR", data);
 }
 
 static void disks_failed(struct machine *m)
@@ -247,7 +210,7 @@ static void disks_failed(struct machine *m)
     pthread_mutex_unlock(&m->io_error_lock);
     /* First: what is under way may fail, too, and wait for the same cont. */
     if (m->state == RUN_STATE_RUNNING && stop)
-        stop_guest(m);
+        machine_guest_stop(m);
     pthread_mutex_lock(&m->io_error_lock);
     n = m->io_error_count;
     stop = m->io_stop;
@@ -275,9 +238,8 @@ static void forget_requests(struct machine *m)
 
 static int reset(struct machine *m, bool guest, const char *reason);
 
-static void on_requests(evutil_socket_t fd, short what, void *arg)
+void machine_take_requests(struct machine *m)
 {
-    struct machine *m = arg;
     unsigned int requests;
 
     fd_event_clear(m->request_fd);
@@ -290,8 +252,8 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
     if (requests & REQUEST_PAGE_LIMIT)
         emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
-        stop_guest(m);
-        end(m, atomic_load(&m->exit_status));
+        machine_guest_stop(m);
+        machine_end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
         halt(m, RUN_STATE_INTERNAL_ERROR);
@@ -304,6 +266,11 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
         if (reset(m, true, "guest-reset") < 0)
             halt(m, RUN_STATE_INTERNAL_ERROR);
     }
+}
+
+static void on_requests(evutil_socket_t fd, short what, void *arg)
+{
+    machine_take_requests(arg);
 }
 
 /* -- putting it together -- */
@@ -472,7 +439,7 @@ void machine_free(struct machine *m)
 {
     if (!m)
         return;
-    stop_guest(m);
+    machine_guest_stop(m);
     /* While the serial port is there: it may hold bytes that the console had no room for. */
     if (m->console)
         chardev_drain(m->console, 1000);
@@ -500,14 +467,18 @@ int machine_start(struct machine *m)
 {
     int r = check_paging(m);
 
-    if (r == 0)
+    if (r == 0 && m->config->incoming)
+        machine_devices_reset(m->devices);
+    else if (r == 0)
         r = load(m, false);
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
-    if (!m->config->paused) {
+    if (m->config->incoming) {
+        m->state = RUN_STATE_INMIGRATE;
+    } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        run_guest(m);
+        machine_guest_run(m);
     }
     return 0;
 }
@@ -531,6 +502,7 @@ const char *machine_run_state_name(enum run_state state)
         [RUN_STATE_IO_ERROR] = "io-error",
         [RUN_STATE_INMIGRATE] = "inmigrate",
         [RUN_STATE_POSTMIGRATE] = "postmigrate",
+        [RUN_STATE_FINISH_MIGRATE] = "finish-migrate",
     };
 
     return names[state];
@@ -547,16 +519,24 @@ int machine_cont(struct machine *m, const char **ret_why)
     switch (m->state) {
     case RUN_STATE_RUNNING:
         return 0;
+    case RUN_STATE_POSTMIGRATE:
+        if (m->memory_given) {
+            *ret_why = "guest memory was handed over to another process";
+            return -EPERM;
+        }
+        /* fall through */
     case RUN_STATE_PRELAUNCH:
     case RUN_STATE_PAUSED:
     case RUN_STATE_IO_ERROR:
-    case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
-        emit(m, "RESUME", NULL);
-        run_guest(m);
+        machine_emit(m, "RESUME", NULL);
+        machine_guest_run(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
+        return -EPERM;
+    case RUN_STATE_FINISH_MIGRATE:
+        *ret_why = "the guest is about to leave";
         return -EPERM;
     case RUN_STATE_SHUTDOWN:
     case RUN_STATE_INTERNAL_ERROR:
@@ -573,16 +553,16 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    stop_guest(m);
+    machine_guest_stop(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     forget_requests(m);
     machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
-    emit(m, "RESET", guest_reason(guest, reason));
+    machine_emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        run_guest(m);
+        machine_guest_run(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -590,7 +570,11 @@ static int reset(struct machine *m, bool guest, const char *reason)
 
 int machine_reset(struct machine *m)
 {
-    int r = reset(m, false, "host-qmp-system-reset");
+    int r;
+
+    if (m->state == RUN_STATE_INMIGRATE || m->state == RUN_STATE_FINISH_MIGRATE || m->memory_given)
+        return -EBUSY;
+    r = reset(m, false, "host-qmp-system-reset");
 
     if (r < 0)
         halt(m, RUN_STATE_INTERNAL_ERROR);
@@ -602,7 +586,7 @@ int machine_powerdown(struct machine *m)
     int r = acpi_pm_power_button(machine_devices_find(m->devices, DEVICE_ACPI_PM, 0));
 
     if (r == 0)
-        emit(m, "POWERDOWN", NULL);
+        machine_emit(m, "POWERDOWN", NULL);
     return r;
 }
 
@@ -610,10 +594,10 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = RUN_STATE_SHUTDOWN;
-    emit(m, "SHUTDOWN", guest_reason(false, reason));
-    end(m, 0);
+    machine_emit(m, "SHUTDOWN", guest_reason(false, reason));
+    machine_end(m, 0);
 }
 
 void machine_quit(struct machine *m)

@@ -31,6 +31,7 @@ enum run_state {
     RUN_STATE_IO_ERROR,
     RUN_STATE_INMIGRATE,
     RUN_STATE_POSTMIGRATE,
+    RUN_STATE_FINISH_MIGRATE,
 };
 
 /* What the machine tells the daemon. Main thread. */
@@ -49,7 +50,8 @@ int machine_new(const struct config *config, struct event_base *events, const st
 void machine_free(struct machine *m);
 
 /*
- * Load the guest and start it, unless --paused: then it stays in prelaunch. Refuses where paging is not what was asked for.
+ * Load the guest and start it, unless --paused: then it stays in prelaunch. One that is to arrive from elsewhere
+ * (--incoming) is waited for in inmigrate; see machine-state.h. Refuses where paging is not what was asked for.
  * Logs what is wrong; -errno. What can be done without the result of the proof is best done before.
  */
 int machine_start(struct machine *m);
@@ -61,7 +63,7 @@ const char *machine_run_state_name(enum run_state state);
 void machine_stop(struct machine *m);
 /* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
 int machine_cont(struct machine *m, const char **ret_why);
-/* system_reset: also the way out of internal-error. 0 or -errno, logged. */
+/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY while the guest arrives, leaves, or is gone with its memory. */
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);

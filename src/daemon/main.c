@@ -18,6 +18,7 @@
 #include "daemon/host-report.h"
 #include "daemon/lockdown.h"
 #include "daemon/machine.h"
+#include "daemon/migration.h"
 #include "daemon/metrics.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
@@ -38,6 +39,7 @@ struct daemon {
     struct event *signals[ARRAY_SIZE(end_signals)];
     struct machine *machine;
     struct qmp_server *qmp;
+    struct migration *migration;
     struct service *service;
     struct metrics *metrics;
     int status;
@@ -105,6 +107,16 @@ static int listen_on(struct daemon *d, const char *file, bool read_only)
     return r < 0 ? r : qmp_server_listen(d->qmp, path, read_only);
 }
 
+static int wait_for_guest(struct daemon *d)
+{
+    char error[MIGRATION_ERROR_MAX];
+    int r = migration_incoming(d->migration, d->config.incoming, error);
+
+    if (r < 0)
+        log_err("--incoming: %s", error);
+    return r;
+}
+
 static int serve_metrics(struct daemon *d)
 {
     char path[256];
@@ -137,7 +149,11 @@ static int start(struct daemon *d)
     if (r == 0)
         r = machine_new(&d->config, d->events, &observer, &d->machine);
     if (r == 0)
+        r = migration_new(d->events, d->machine, &observer, &d->migration);
+    if (r == 0)
         r = qmp_server_new(d->events, d->machine, &d->qmp);
+    if (r == 0)
+        qmp_server_set_migration(d->qmp, d->migration);
     if (r == 0)
         r = listen_on(d, "control.sock", false);
     if (r == 0)
@@ -148,6 +164,8 @@ static int start(struct daemon *d)
         r = lockdown_finish(&d->config, d->rundir);
     if (r == 0)
         r = machine_start(d->machine);
+    if (r == 0 && d->config.incoming)
+        r = wait_for_guest(d);
     if (r == 0)
         r = service_new(d->events, d->machine, &d->service);
     return r;
@@ -160,6 +178,7 @@ static void finish(struct daemon *d)
         qmp_server_flush(d->qmp, FLUSH_MS);
     metrics_free(d->metrics);
     qmp_server_free(d->qmp);
+    migration_free(d->migration);
     service_free(d->service);
     machine_free(d->machine);
     for (size_t i = 0; i < ARRAY_SIZE(end_signals); i++)

@@ -35,6 +35,10 @@ static const char *consumer_name(struct qmp_request *req)
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to calc-dirty-rate", name);
         return NULL;
     }
+    if (strcmp(name, "migration") == 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to migrate", name);
+        return NULL;
+    }
     return name;
 }
 

@@ -73,4 +73,17 @@ json_t *qmp_query_dirty_log(struct qmp_request *req);
 json_t *qmp_calc_dirty_rate(struct qmp_request *req);
 json_t *qmp_query_dirty_rate(struct qmp_request *req);
 
+extern const char *const qmp_migrate_strategies[];
+json_t *qmp_migrate(struct qmp_request *req);
+json_t *qmp_migrate_incoming(struct qmp_request *req);
+json_t *qmp_migrate_cancel(struct qmp_request *req);
+json_t *qmp_migrate_continue(struct qmp_request *req);
+json_t *qmp_migrate_set_parameters(struct qmp_request *req);
+json_t *qmp_migrate_set_capabilities(struct qmp_request *req);
+json_t *qmp_query_migrate(struct qmp_request *req);
+json_t *qmp_query_migrate_parameters(struct qmp_request *req);
+json_t *qmp_query_migrate_capabilities(struct qmp_request *req);
+json_t *qmp_getfd(struct qmp_request *req);
+json_t *qmp_closefd(struct qmp_request *req);
+
 #endif

@@ -168,33 +168,36 @@ json_t *qmp_query_memory_size_summary(struct qmp_request *req)
     return answer;
 }
 
-/* A descriptor of guest memory through which nothing can be written, or -errno. */
-static int open_read_only(const struct mem *mem)
+/* A descriptor of guest memory through which nothing can be written, or -1 with the request's error set. */
+static int open_read_only(struct qmp_request *req, const struct mem *mem)
 {
     char path[32];
-    int fd;
+    int fd = mem_fd(mem);
 
+    if (fd < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR,
+                      "guest memory was restored lazily and cannot be shared: restore with --eager, or reset the guest");
+        return -1;
+    }
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     /* Else whoever gets the descriptor opens it again for writing, as the memfd's rights allow everybody. */
-    if (fchmod(mem_fd(mem), S_IRUSR) < 0)
-        return -errno;
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", mem_fd(mem));
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    fd = fchmod(fd, S_IRUSR) < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "guest memory cannot be opened for reading: %s", strerror(errno));
+    return fd;
 }
 
 json_t *qmp_get_guest_memory(struct qmp_request *req)
 {
     const struct mem *mem = vm_mem(machine_vm(req->machine));
-    json_t *answer, *table = json_object_new_array();
+    json_t *answer, *table;
     const struct mem_slot *slots;
     unsigned int count;
-    int fd = open_read_only(mem);
+    int fd = open_read_only(req, mem);
 
-    if (fd < 0) {
-        json_object_put(table);
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "guest memory cannot be opened for reading: %s", strerror(-fd));
+    if (fd < 0)
         return NULL;
-    }
+    table = json_object_new_array();
     req->reply_fd = fd;
     slots = mem_slots(mem, &count);
     for (unsigned int i = 0; i < count; i++) {

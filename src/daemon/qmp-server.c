@@ -203,6 +203,11 @@ int qmp_server_new(struct event_base *events, struct machine *machine, struct qm
     return 0;
 }
 
+void qmp_server_set_migration(struct qmp_server *s, struct migration *migration)
+{
+    s->context.migration = migration;
+}
+
 const struct qmp_context *qmp_server_context(const struct qmp_server *s)
 {
     return &s->context;

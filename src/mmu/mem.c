@@ -29,10 +29,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 
 #include "base/bitmap.h"
@@ -60,6 +63,7 @@ struct mem {
     uint64_t size;
     int fd;
     bool hugepages, prealloc, transparent;
+    bool private; /* atomic: a snapshot may be written while the guest resets */
     uint8_t *area; /* guard, RAM, guard, alias, guard */
     size_t area_size;
     uint8_t *ram, *alias;
@@ -117,6 +121,7 @@ static int check_config(const struct mem_config *config)
     uint64_t align = config->hugepages ? MEM_HUGE_PAGE_SIZE : MEM_SIZE_ALIGN;
     char size[32], lo[32], hi[32];
 
+    assert(!config->private || (!config->hugepages && !config->prealloc));
     if (config->size < MEM_SIZE_MIN || config->size > MEM_SIZE_MAX) {
         log_err("guest memory: size %s is not within %s and %s", size_format(config->size, size, sizeof(size)),
                 size_format(MEM_SIZE_MIN, lo, sizeof(lo)), size_format(MEM_SIZE_MAX, hi, sizeof(hi)));
@@ -152,8 +157,15 @@ static int open_ram_file(struct mem *mem)
     return 0;
 }
 
+/* A core dump is about the VMM; the guest's memory would swamp it, and is not ours to write to disk. */
+static void keep_out_of_dumps(uint8_t *at, uint64_t size)
+{
+    if (madvise(at, size, MADV_DONTDUMP) < 0)
+        log_warn_errno(errno, "guest memory: cannot be kept out of core dumps");
+}
+
 /* Map the RAM file over [at, at + size) of the area. */
-static int map_file(struct mem *mem, uint8_t *at)
+static int map_ram_file(struct mem *mem, uint8_t *at)
 {
     /* Huge pages are reserved by mmap, so that a shortage shows here and not as SIGBUS in the running guest. */
     int flags = MAP_SHARED | MAP_FIXED | (mem->hugepages ? 0 : MAP_NORESERVE);
@@ -167,12 +179,21 @@ static int map_file(struct mem *mem, uint8_t *at)
             log_err_errno(r, "guest memory: cannot map %llu bytes", (unsigned long long)mem->size);
         return r;
     }
-    /* A core dump is about the VMM; the guest's memory would swamp it, and is not ours to write to disk. */
-    if (madvise(at, mem->size, MADV_DONTDUMP) < 0)
-        log_warn_errno(errno, "guest memory: cannot be kept out of core dumps");
+    keep_out_of_dumps(at, mem->size);
     /* Both mappings: whichever touches a page first has it made. A kernel without them refuses, and pages are small. */
     if (mem->transparent && !mem->hugepages && madvise(at, mem->size, MADV_HUGEPAGE) < 0)
         log_debug("guest memory: no transparent huge pages: %s", strerror(errno));
+    return 0;
+}
+
+int mem_map_file(struct mem *mem, uint64_t offset, uint64_t len, int fd)
+{
+    int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0);
+
+    assert(mem->private && offset <= mem->size && len <= mem->size - offset);
+    if (mmap(mem->ram + offset, len, PROT_READ | PROT_WRITE, flags, fd, fd < 0 ? 0 : (off_t)offset) == MAP_FAILED)
+        return -errno;
+    keep_out_of_dumps(mem->ram + offset, len);
     return 0;
 }
 
@@ -191,8 +212,15 @@ static int map_ram(struct mem *mem)
     }
     mem->ram = (uint8_t *)align_up((uintptr_t)mem->area + GUARD_SIZE, GUARD_SIZE);
     mem->alias = mem->ram + span + GUARD_SIZE;
-    r = map_file(mem, mem->ram);
-    return r < 0 ? r : map_file(mem, mem->alias);
+    if (mem->private) {
+        mem->alias = mem->ram;
+        r = mem_map_file(mem, 0, mem->size, -1);
+        if (r < 0)
+            log_err_errno(r, "guest memory: cannot map %llu bytes", (unsigned long long)mem->size);
+        return r;
+    }
+    r = map_ram_file(mem, mem->ram);
+    return r < 0 ? r : map_ram_file(mem, mem->alias);
 }
 
 static int map_notes(struct mem *mem)
@@ -320,6 +348,7 @@ int mem_new(const struct mem_config *config, struct mem **ret)
     mem->size = config->size;
     mem->hugepages = config->hugepages;
     mem->prealloc = config->prealloc;
+    mem->private = config->private;
     mem->transparent = config->transparent;
     mem->fd = -1;
     r = open_ram_file(mem);
@@ -383,7 +412,58 @@ bool mem_hugepages(const struct mem *mem)
 
 int mem_fd(const struct mem *mem)
 {
-    return mem->fd;
+    return mem->private ? -1 : mem->fd;
+}
+
+/* Nobody can make it shorter, and it has the pages we want. */
+static bool file_fits(const struct mem *mem, int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS), flags = fcntl(fd, F_GETFL);
+    struct statfs fs;
+    struct stat st;
+
+    return seals >= 0 && (seals & F_SEAL_SHRINK) && flags >= 0 && (flags & O_ACCMODE) == O_RDWR && fstat(fd, &st) == 0 &&
+           (uint64_t)st.st_size == mem->size && fstatfs(fd, &fs) == 0 &&
+           ((uint64_t)fs.f_type == HUGETLBFS_MAGIC) == mem->hugepages;
+}
+
+int mem_adopt(struct mem *mem, int fd)
+{
+    int r;
+
+    if (mem->private || !file_fits(mem, fd)) {
+        fd_close(fd);
+        return -EINVAL;
+    }
+    fd_close(mem->fd);
+    mem->fd = fd;
+    r = map_ram_file(mem, mem->ram);
+    return r < 0 || mem->alias == mem->ram ? r : map_ram_file(mem, mem->alias);
+}
+
+const uint8_t *mem_ram(const struct mem *mem)
+{
+    return mem->ram;
+}
+
+bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+{
+    off_t start = (off_t)offset, end = -1;
+
+    if (offset >= mem->size)
+        return false;
+    /* What private memory has of its own only its page tables know, and what its files have, only they. */
+    if (!__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE)) {
+        start = lseek(mem->fd, (off_t)offset, SEEK_DATA);
+        if (start < 0 && errno == ENXIO)
+            return false;
+        if (start < 0)
+            start = (off_t)offset;
+        end = lseek(mem->fd, start, SEEK_HOLE);
+    }
+    *ret_start = MAX(offset, align_down((uint64_t)start, GUEST_PAGE_SIZE));
+    *ret_end = end < 0 ? mem->size : MIN(align_up((uint64_t)end, GUEST_PAGE_SIZE), mem->size);
+    return true;
 }
 
 /* The slot with all of [gpa, gpa + len), gpa itself among it, or NULL. Nothing here can wrap. */
@@ -504,12 +584,24 @@ void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len)
     note_range(mem, offset, len);
 }
 
+/* Put the RAM file, which nothing was ever written to, in the place of files' pages and their copies. */
+static int end_private(struct mem *mem)
+{
+    int r = map_ram_file(mem, mem->ram);
+
+    if (r == 0)
+        __atomic_store_n(&mem->private, false, __ATOMIC_RELEASE);
+    return r;
+}
+
 int mem_discard(struct mem *mem)
 {
     int r = 0;
 
     /* Noted even on failure: a part may be gone. */
-    if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
+    if (mem->private)
+        r = end_private(mem);
+    else if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
         r = -errno;
     for (unsigned int i = 0; i < mem->slot_count; i++)
         note_write(mem, &mem->slots[i], mem->slots[i].base, mem->slots[i].size);

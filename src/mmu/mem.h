@@ -13,6 +13,10 @@
  * alias: a thread of the VMM never waits for what only another one can resolve. What the guest's mapping would have told
  * is told by the notes of VMM writes.
  *
+ * Private memory (mem_config.private, a lazily restored snapshot) is other: it has one mapping, whose pages are copies on
+ * write of files' pages. There is no descriptor that shows it to anyone else (mem_fd is -1) and no alias, so nothing may let
+ * writes to it wait. Once it is discarded it is the RAM file again, still without an alias.
+ *
  * Ownership: struct mem is created before the VM and destroyed after it. Slots do not change in between.
  * Threads: all accessors may be called from any thread at any time; guest memory changes under the caller's feet, so
  * what was read is copied before it is checked.
@@ -45,6 +49,7 @@ struct mem_config {
     uint64_t size;  /* bytes, MEM_SIZE_MIN to MEM_SIZE_MAX, multiple of MEM_SIZE_ALIGN */
     bool hugepages; /* back with 2 MiB hugetlb pages (size must be a multiple of 2 MiB) */
     bool prealloc;  /* touch every page now */
+    bool private;   /* see mem_map_file; neither hugepages nor prealloc */
     bool transparent; /* ask for transparent huge pages, where the host gives them on advice */
 };
 
@@ -72,8 +77,31 @@ const struct mem_slot *mem_slots(const struct mem *mem, unsigned int *ret_count)
 /* Backed with hugetlb pages (mem_config.hugepages). */
 bool mem_hugepages(const struct mem *mem);
 
-/* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. */
+/* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. -1 while memory is private. */
 int mem_fd(const struct mem *mem);
+
+/*
+ * Let RAM be another file, made like ours by another process, from here on: the same addresses, other contents. Before a guest
+ * runs, and not for private memory. Takes over fd, also on failure. -EINVAL (its size, kind of pages, or seals are other),
+ * or -errno of mmap, after which memory must not be used; not logged.
+ */
+int mem_adopt(struct mem *mem, int fd);
+
+/* All of RAM in the order of RAM pages, to read: the guest's mapping. Valid for the life of mem. */
+const uint8_t *mem_ram(const struct mem *mem);
+
+/*
+ * Private memory only, before a VM is made with it: let [offset, offset + len) of RAM read as the same part of the file,
+ * which stays as it is whatever is written here. It must neither shrink nor change from now on. fd -1: zeros, as all of
+ * private memory is at first. Multiples of the page size within RAM; 0 or -errno of mmap, not logged.
+ */
+int mem_map_file(struct mem *mem, uint64_t offset, uint64_t len, int fd);
+
+/*
+ * The first stretch of RAM at or after `offset` that may be other than zeros: [*ret_start, *ret_end), whole pages; false
+ * when there is none. What lies between was never touched. Any thread.
+ */
+bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 
 /*
  * Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot.

@@ -37,8 +37,6 @@
 #define EXT_FEATURES_ECX_LA57 (1u << 16)
 #define AMD_FEATURES_ECX_CMP_LEGACY (1u << 1)
 
-/* The largest table KVM itself takes. */
-#define MAX_ENTRIES 256u
 /* Entries that cpuid_build may add: three sub-leaves for each of two topology leaves. */
 #define EXTRA_ENTRIES 6u
 
@@ -136,7 +134,7 @@ static bool host_uses_la57(void)
     return (uintptr_t)p >> 47 != 0;
 }
 
-/* Fill in what host->supported, a table of MAX_ENTRIES, is there for. Allocates nothing. */
+/* Fill in what host->supported, a table of CPUID_MAX_ENTRIES, is there for. Allocates nothing. */
 static int ask_host(struct cpuid_host *host, int kvm_fd)
 {
     if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, host->supported) < 0)
@@ -191,7 +189,7 @@ int cpuid_fetch_start(int kvm_fd, struct cpuid_fetch **ret)
     if (!f)
         return r;
     f->kvm_fd = kvm_fd;
-    f->host.supported = table_new(MAX_ENTRIES);
+    f->host.supported = table_new(CPUID_MAX_ENTRIES);
     if (f->host.supported)
         r = start_thread(f);
     if (r < 0) {

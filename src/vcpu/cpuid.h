@@ -12,6 +12,8 @@
 
 /* APIC id 255 is the broadcast. */
 #define CPUID_MAX_VCPUS 255u
+/* The largest table KVM itself takes. */
+#define CPUID_MAX_ENTRIES 256u
 
 /* What of the host the tables are made from. */
 struct cpuid_host {

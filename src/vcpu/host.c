@@ -420,6 +420,21 @@ void host_prove_paging(struct vm *vm, struct host_info *info)
     (void)mem_set(vm->mem, GUEST_INVLPG, 0, sizeof(invlpg_loop));
 }
 
+void host_prove_paging_apart(int kvm_fd, struct host_info *info)
+{
+    struct probe_vm vm;
+    int r;
+
+    host_read_module("/sys/module", info);
+    r = probe_vm_init(&vm, kvm_fd);
+    if (r == 0) {
+        r = prove_paging(&vm, GUEST_INVLPG, info);
+        probe_vm_clear(&vm);
+    }
+    if (r < 0)
+        add_how(info, "; not proved: %s", strerrordesc_np(-r));
+}
+
 const char *host_paging_name(enum host_paging paging)
 {
     static const char *const names[] = {"unknown", "shadow", "tdp"};

@@ -47,6 +47,11 @@ struct vm;
 void host_prove_paging(struct vm *vm, struct host_info *info);
 
 /*
+ * The same in a throw-away VM, for a VM whose CPUID is not known yet; takes 1 ms. Any thread.
+ */
+void host_prove_paging_apart(int kvm_fd, struct host_info *info);
+
+/*
  * Find the module that serves /dev/kvm and what its parameter says: module, by_module and how. `dir` is /sys/module but
  * for tests.
  */

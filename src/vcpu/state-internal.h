@@ -96,6 +96,13 @@ int vcpu_tsc_apply(const struct state_kvm *kvm, const int *vcpu_fds, const struc
                    struct state_failure *f);
 int vcpu_apply_timers(const struct state_kvm *kvm, int vcpu_fd, const struct vcpu_image *im, struct state_failure *f);
 
+/* For a comparison: the value of one MSR, the TSC's frequency, on a vCPU that is to be loaded afterwards. */
+bool state_kvm_feature_msr(int kvm_fd, uint32_t index);
+/* The table as the vCPU has it; *ret is the caller's to free. */
+int vcpu_get_cpuid(int vcpu_fd, struct kvm_cpuid2 **ret, struct state_failure *f);
+int vcpu_try_msr(int vcpu_fd, const struct kvm_msr_entry *e, struct state_failure *f);
+int vcpu_try_tsc_khz(const struct state_kvm *kvm, int vcpu_fd, const struct vcpu_image *im, struct state_failure *f);
+
 int chips_capture(int vm_fd, struct chip_image *im, struct state_failure *f);
 int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f);
 

@@ -234,17 +234,27 @@ static int apply_msrs(int fd, const struct vcpu_image *im, struct state_failure 
     return 0;
 }
 
+int vcpu_try_msr(int fd, const struct kvm_msr_entry *e, struct state_failure *f)
+{
+    struct msr_batch b = {.count = 1, .entries[0] = *e};
+    int r = CALL(fd, KVM_SET_MSRS, &b, f);
+
+    return r < 0 ? r : r == 1 ? 0 : refused_msr(fd, e, f);
+}
+
 static int apply_one_msr(int fd, const struct vcpu_image *im, uint32_t index, struct state_failure *f)
 {
-    struct msr_batch b = {.count = 1};
     const struct kvm_msr_entry *e = vcpu_image_msr(im, index);
-    int r;
 
-    if (!e)
-        return 0;
-    b.entries[0] = *e;
-    r = CALL(fd, KVM_SET_MSRS, &b, f);
-    return r < 0 ? r : r == 1 ? 0 : refused_msr(fd, e, f);
+    return e ? vcpu_try_msr(fd, e, f) : 0;
+}
+
+/* KVM gives those that tell of features without a VM, too. */
+bool state_kvm_feature_msr(int kvm_fd, uint32_t index)
+{
+    uint64_t value;
+
+    return get_msr(kvm_fd, index, &value) == 0;
 }
 
 /* -- CPUID -- */
@@ -258,7 +268,7 @@ static struct kvm_cpuid2 *cpuid_table(uint32_t entries)
     return t;
 }
 
-static int get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
+int vcpu_get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
 {
     static const struct kvm_cpuid_entry2 nothing;
     struct kvm_cpuid2 *t = cpuid_table(VCPU_MAX_CPUID);
@@ -281,7 +291,7 @@ static int get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
 static int capture_cpuid(int fd, struct vcpu_image *im, struct state_failure *f)
 {
     struct kvm_cpuid2 *t;
-    int r = get_cpuid(fd, &t, f);
+    int r = vcpu_get_cpuid(fd, &t, f);
 
     if (r < 0)
         return r;
@@ -328,7 +338,7 @@ static bool has_cpuid(const struct kvm_cpuid2 *t, const struct vcpu_image *im)
 static int apply_cpuid(int fd, const struct vcpu_image *im, struct state_failure *f)
 {
     struct kvm_cpuid2 *t;
-    int r = get_cpuid(fd, &t, f);
+    int r = vcpu_get_cpuid(fd, &t, f);
     bool fits;
 
     if (r < 0)
@@ -517,7 +527,7 @@ int vcpu_tsc_apply(const struct state_kvm *kvm, const int *vcpu_fds, const struc
     return r;
 }
 
-static int apply_tsc_khz(const struct state_kvm *kvm, int fd, const struct vcpu_image *im, struct state_failure *f)
+int vcpu_try_tsc_khz(const struct state_kvm *kvm, int fd, const struct vcpu_image *im, struct state_failure *f)
 {
     int now;
 
@@ -583,7 +593,7 @@ int vcpu_apply(const struct state_kvm *kvm, int fd, const struct vcpu_image *im,
     int r = apply_cpuid(fd, im, f);
 
     if (r == 0)
-        r = apply_tsc_khz(kvm, fd, im, f);
+        r = vcpu_try_tsc_khz(kvm, fd, im, f);
     /* CR4.VMXE and nested state are refused without it. */
     if (r == 0)
         r = apply_one_msr(fd, im, MSR_FEATURE_CONTROL, f);

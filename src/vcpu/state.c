@@ -5,10 +5,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "vcpu/state-internal.h"
 #include "vcpu/vm-internal.h"
+
+#define ADVANCE_MAX_NS (31 * 86400 * NSEC_PER_SEC)
 
 /* All vCPUs of a VM while their state is on its way. */
 struct vm_image {
@@ -108,7 +111,17 @@ static int apply_all(const struct vm_image *im, unsigned int *vcpu, struct state
     return chips_apply(im->kvm.vm_fd, &im->chips, f);
 }
 
-int vm_state_load(struct vm *vm, struct state_reader *r)
+/* Let guest time go on since it was read. A clock of the peer's that makes no sense is held to a month. */
+static void advance_time(struct vm_image *im, uint64_t captured_ns)
+{
+    uint64_t now = clock_ns(), ns = captured_ns == 0 || captured_ns > now ? 0 : MIN(now - captured_ns, ADVANCE_MAX_NS);
+
+    for (unsigned int i = 0; i < im->cpus; i++)
+        vcpu_image_msr(&im->vcpus[i], MSR_TSC)->data += (uint64_t)((unsigned __int128)ns * im->vcpus[i].tsc_khz / 1000000);
+    im->chips.clock += ns;
+}
+
+int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns)
 {
     struct state_failure f = {""};
     struct vm_image im;
@@ -120,6 +133,7 @@ int vm_state_load(struct vm *vm, struct state_reader *r)
     } else {
         err = read_all(&im, r);
         if (err == 0) {
+            advance_time(&im, captured_ns);
             err = apply_all(&im, &vcpu, &f);
             if (err < 0 && vcpu < vm->cpus)
                 state_bad(r, NULL, "vcpu %u: %s", vcpu, f.text);

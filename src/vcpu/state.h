@@ -15,7 +15,7 @@
  * So what another host lacks can be told by name. MSRs of Hyper-V are left out: no guest of ours is offered them, and
  * reading them makes KVM set up its Hyper-V emulation.
  *
- * Guest time stands still while a VM is not running: its TSCs and kvmclock go on from the values saved. The TSCs of
+ * A VM's clocks go on while it is paused, and stand still between save and load unless it is said otherwise. The TSCs of
  * all vCPUs (msr.00000010) are those of one instant, so they keep their distance to each other.
  */
 #ifndef UMBRA_VCPU_STATE_H
@@ -40,7 +40,18 @@ int vm_state_save(struct vm *vm, struct state_writer *w);
  * touched. -ENOENT or -EBADMSG (missing or malformed section or field), -ENOMEM, or -errno of KVM, which refuses values
  * that make no sense to it; r->error always tells what and where. After a failure of KVM the VM is in an undefined state
  * and must not run. Nothing is logged.
+ *
+ * captured_ns is when the state was saved, on this host's CLOCK_MONOTONIC: TSCs and kvmclock go on as if they had never
+ * stopped. 0: they go on from the values saved.
  */
-int vm_state_load(struct vm *vm, struct state_reader *r);
+int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns);
+
+/*
+ * Tell all in which a VM whose state that is and this one differ so that it could not go on here: features and sizes of
+ * CPUID, MSRs, the TSC's frequency, capabilities of KVM. `report` gets one line for each, and is not called when it fits.
+ * For a VM in which no guest has run; its vCPUs' MSRs and frequency are undefined afterwards (vm_state_load sets
+ * them). 0; -ENOENT or -EBADMSG with r->error set when the state itself is bad; -ENOMEM or -errno of KVM, logged.
+ */
+int vm_state_compare(struct vm *vm, struct state_reader *r, void (*report)(void *opaque, const char *text), void *opaque);
 
 #endif

@@ -551,6 +551,25 @@ bool vm_running(const struct vm *vm)
     return atomic_load(&vm->run);
 }
 
+/*
+ * A guest that came from elsewhere has the CPUID it brought along, and KVM takes no other now that it has run.
+ */
+static int copy_cpuids(struct vm *to, const struct vm *from)
+{
+    struct kvm_cpuid2 *t = calloc(1, sizeof(*t) + CPUID_MAX_ENTRIES * sizeof(t->entries[0]));
+    int r = t ? 0 : -ENOMEM;
+
+    for (unsigned int i = 0; i < to->cpus && r == 0; i++) {
+        t->nent = CPUID_MAX_ENTRIES;
+        if (ioctl(from->vcpus[i]->fd, KVM_GET_CPUID2, t) < 0 || ioctl(to->vcpus[i]->fd, KVM_SET_CPUID2, t) < 0) {
+            r = -errno;
+            log_err_errno(r, "vcpu%u: CPUID cannot be copied", i);
+        }
+    }
+    free(t);
+    return r;
+}
+
 /* -- paging registers ---------------------------------------------------------- */
 
 void vm_ask_paging(struct vm *vm, bool kick)
@@ -647,13 +666,15 @@ static int load_power_on_state(struct vm *vm)
     fresh->kvm_fd = fcntl(vm->kvm_fd, F_DUPFD_CLOEXEC, 0);
     err = fresh->kvm_fd < 0 ? -errno : build(fresh, NULL);
     if (err == 0)
+        err = copy_cpuids(fresh, vm);
+    if (err == 0)
         err = vm_state_save(fresh, &w);
     if (err == 0)
         err = state_finish(&w, &data, &len);
     if (err == 0)
         err = state_reader_init(&r, data, len);
     if (err == 0)
-        err = vm_state_load(vm, &r);
+        err = vm_state_load(vm, &r, 0);
     if (err < 0 && r.error[0])
         log_err("reset: %s", r.error);
     state_reader_clear(&r);

@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "base/util.h"
+#include "daemon/machine-state.h"
 #include "daemon/qmp-server.h"
 #include "device/virtio/blk.h"
 #include "vcpu/stats.h"
@@ -357,7 +358,7 @@ const char *machine_run_state_name(enum run_state state)
         [RUN_STATE_PAUSED] = "paused",                 [RUN_STATE_SHUTDOWN] = "shutdown",
         [RUN_STATE_INTERNAL_ERROR] = "internal-error", [RUN_STATE_GUEST_PANICKED] = "guest-panicked",
         [RUN_STATE_IO_ERROR] = "io-error",             [RUN_STATE_INMIGRATE] = "inmigrate",
-        [RUN_STATE_POSTMIGRATE] = "postmigrate",
+        [RUN_STATE_POSTMIGRATE] = "postmigrate",       [RUN_STATE_FINISH_MIGRATE] = "finish-migrate",
     };
 
     return names[state];
@@ -426,6 +427,47 @@ struct machine_mmu *machine_mmu(struct machine *m)
 const struct host_info *machine_host(struct machine *m)
 {
     return &m->host;
+}
+
+/* It has no state to move: a migration gets as far as that. */
+int machine_save(struct machine *m, struct state_writer *w)
+{
+    return -ENOTSUP;
+}
+
+int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_differences)
+{
+    return -ENOTSUP;
+}
+
+int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns)
+{
+    return -ENOTSUP;
+}
+
+void machine_hold(struct machine *m)
+{
+}
+
+void machine_release(struct machine *m)
+{
+}
+
+int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+{
+    return -ESHUTDOWN;
+}
+
+void machine_stay(struct machine *m)
+{
+}
+
+void machine_left(struct machine *m, bool memory)
+{
+}
+
+void machine_arrived(struct machine *m, bool run)
+{
 }
 
 void fake_machine_set_server(struct machine *m, struct qmp_server *server)

@@ -297,7 +297,7 @@ static void saved_clear(struct saved *s)
 
 static void load(struct vm *vm, struct saved *s)
 {
-    int err = vm_state_load(vm, &s->r);
+    int err = vm_state_load(vm, &s->r, 0);
 
     if (err < 0)
         fail_msg("%d: %s", err, s->r.error);
@@ -713,7 +713,7 @@ static void test_bad_state_is_refused(void **state)
         int err;
 
         rewrite(&good, c, &bad);
-        err = vm_state_load(g.vm, &bad.r);
+        err = vm_state_load(g.vm, &bad.r, 0);
         print_message("# %s %s: %d %s\n", c->section, c->field ? c->field : "", err, bad.r.error);
         assert_int_equal(err, c->err);
         if (c->error)
@@ -742,14 +742,131 @@ static void test_too_much_is_refused(void **state)
     guest_new(&g);
     save(g.vm, &s);
     assert_int_equal(vm_new(&one, g.mem, &small), 0);
-    assert_int_equal(vm_state_load(small, &s.r), -EBADMSG);
+    assert_int_equal(vm_state_load(small, &s.r, 0), -EBADMSG);
     assert_string_equal(s.r.error, "the state has more vcpus than the 1 of this VM");
     saved_clear(&s);
     save(small, &s);
-    assert_int_equal(vm_state_load(g.vm, &s.r), -ENOENT);
+    assert_int_equal(vm_state_load(g.vm, &s.r, 0), -ENOENT);
     assert_string_equal(s.r.error, "vcpu 1: the section is missing");
     saved_clear(&s);
     vm_free(small);
+    guest_free(&g);
+}
+
+/* -- does it fit here? -- */
+
+struct lines {
+    unsigned int count;
+    char text[1024];
+};
+
+static void add_line(void *opaque, const char *text)
+{
+    struct lines *l = opaque;
+    size_t at = strlen(l->text);
+
+    l->count++;
+    snprintf(l->text + at, sizeof(l->text) - at, "%s\n", text);
+}
+
+static struct lines compare_to(struct vm *vm, struct saved *s)
+{
+    struct lines l = {0};
+    int err = vm_state_compare(vm, &s->r, add_line, &l);
+
+    if (err < 0)
+        fail_msg("%d: %s", err, s->r.error);
+    return l;
+}
+
+/* A state fits where it was made; each thing that is missing here gets its own line, all in one answer. */
+static void test_differences(void **state)
+{
+    const struct change wrong[] = {
+        {.section = "vcpu", .field = "cpuid.80000001", .data = (uint32_t[4]){0, 0, ~0u, 0}, .len = 16},
+        {.section = "vcpu", .field = "msr.c0000081", .name = "msr.00c0ffee", .len = 8},
+        {.section = "vcpu", .field = "tsc_khz", .data = all_ones, .len = 4},
+        {.section = "vcpu", .field = "xsave", .len = 65536},
+    };
+    struct guest g;
+    struct saved good, bad, next;
+    struct lines l;
+
+    if (no_kvm())
+        skip();
+    guest_new(&g);
+    save(g.vm, &good);
+    l = compare_to(g.vm, &good);
+    if (l.count != 0)
+        fail_msg("%s", l.text);
+    rewrite(&good, &wrong[0], &bad);
+    for (size_t i = 1; i < ARRAY_SIZE(wrong); i++) {
+        rewrite(&bad, &wrong[i], &next);
+        saved_clear(&bad);
+        bad = next;
+    }
+    l = compare_to(g.vm, &bad);
+    print_message("# %s", l.text);
+    assert_int_equal(l.count, 4);
+    assert_non_null(strstr(l.text, "cpuid.80000001.0 ecx: bits "));
+    assert_non_null(strstr(l.text, "msr.00c0ffee: not known to this host's KVM\n"));
+    assert_non_null(strstr(l.text, "xsave: 65536 bytes, here "));
+    assert_non_null(strstr(l.text, "tsc_khz: the host runs at "));
+    saved_clear(&bad);
+    rewrite(&good, &(struct change){.section = "vcpu"}, &bad);
+    assert_int_equal(vm_state_compare(g.vm, &bad.r, add_line, &l), -ENOENT);
+    saved_clear(&bad);
+    load(g.vm, &good);
+    saved_clear(&good);
+    guest_free(&g);
+}
+
+/* Some KVMs let the guest read the host's TSC, whatever they are told. */
+static bool tsc_can_be_set(struct vm *vm)
+{
+    uint64_t before = 0, after = 0;
+    struct kvm_device_attr a = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&before};
+    int fd = vcpu_fd(vm_vcpu(vm, 0));
+
+    if (ioctl(fd, KVM_GET_DEVICE_ATTR, &a) < 0)
+        return true;
+    before += UINT64_C(1) << 40;
+    ASK(fd, KVM_SET_DEVICE_ATTR, &a);
+    a.addr = (uintptr_t)&after;
+    ASK(fd, KVM_GET_DEVICE_ATTR, &a);
+    return after == before;
+}
+
+/* Told when the state was saved, a load lets time go on from then; a time to come is none. */
+static void test_time_goes_on(void **state)
+{
+    const uint64_t gap_ns = 3600 * NSEC_PER_SEC;
+    struct guest g;
+    struct saved first, later;
+    uint64_t clock, tsc, start;
+    uint32_t khz;
+
+    if (no_kvm())
+        skip();
+    guest_new(&g);
+    start = clock_ns();
+    save(g.vm, &first);
+    assert_int_equal(vm_state_load(g.vm, &first.r, start > gap_ns ? start - gap_ns : 1), 0);
+    save(g.vm, &later);
+    clock = saved_u64(&later, "clock", 0, "kvmclock") - saved_u64(&first, "clock", 0, "kvmclock");
+    tsc = saved_u64(&later, "vcpu", 1, "msr.00000010") - saved_u64(&first, "vcpu", 1, "msr.00000010");
+    assert_int_equal(state_get_bytes(&first.r, state_find(&first.r, "vcpu", 0), "tsc_khz", &khz, sizeof(khz)), 0);
+    assert_true(clock >= MIN(gap_ns, start - 1));
+    assert_true(clock <= gap_ns + (clock_ns() - start));
+    if (khz && tsc_can_be_set(g.vm))
+        assert_true(tsc / khz >= MIN(gap_ns, start - 1) / 1000000 - 1);
+    saved_clear(&later);
+    assert_int_equal(vm_state_load(g.vm, &first.r, clock_ns() + gap_ns), 0);
+    save(g.vm, &later);
+    clock = saved_u64(&later, "clock", 0, "kvmclock") - saved_u64(&first, "clock", 0, "kvmclock");
+    assert_true(clock <= clock_ns() - start);
+    saved_clear(&later);
+    saved_clear(&first);
     guest_free(&g);
 }
 
@@ -761,6 +878,8 @@ int main(void)
         cmocka_unit_test(test_reset),
         cmocka_unit_test(test_bad_state_is_refused),
         cmocka_unit_test(test_too_much_is_refused),
+        cmocka_unit_test(test_differences),
+        cmocka_unit_test(test_time_goes_on),
     };
 
     log_init("test-vcpu-state", NULL);

@@ -1,0 +1,329 @@
+/* vmctl migrate: begin, watch, tell how it went; --plan measures the guest beforehand. */
+#include "config.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+#include "ctl/ctl.h"
+#include "ctl/format.h"
+#include "ctl/progress.h"
+#include "ctl/table.h"
+#include "ctl/term.h"
+
+#define POLL_MS 100
+#define PLAN_SECONDS 1
+#define PLAN_POLL_MS 50
+#define PLAN_ROUNDS 50
+/* What a switchover takes without pages. */
+#define PLAN_OVERHEAD_MS 2.0
+
+static uint64_t number(const json_t *o, const char *key)
+{
+    uint64_t v = 0;
+
+    json_get_u64(o, key, &v);
+    return v;
+}
+
+static uint64_t number_in(const json_t *o, const char *member, const char *key)
+{
+    json_t *inner = NULL;
+
+    return json_get_obj(o, member, &inner) == 0 ? number(inner, key) : 0;
+}
+
+static const char *status_of(const json_t *report)
+{
+    const char *status = "none";
+
+    json_get_str(report, "status", &status);
+    return status;
+}
+
+static bool is_over(const char *status)
+{
+    return strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0 ||
+           strcmp(status, "none") == 0;
+}
+
+/* -- settings -- */
+
+static int size_option(const struct ctl *ctl, const char *name, uint64_t *ret)
+{
+    const char *text = ctl_opt(ctl, name);
+
+    if (text && size_parse(text, ret) < 0)
+        return ctl_usage(ctl, "--%s: \"%.40s\" is no size (write it like 100M)", name, text);
+    return CTL_DONE;
+}
+
+struct wishes {
+    uint64_t bandwidth, downtime_ms, channels; /* as given; UINT64_MAX: not */
+    const char *strategy;
+};
+
+static int read_wishes(const struct ctl *ctl, struct wishes *w)
+{
+    int r;
+
+    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy")};
+    r = size_option(ctl, "bandwidth", &w->bandwidth);
+    if (r == CTL_DONE)
+        r = ctl_opt_number(ctl, "downtime", 0, 2000000, &w->downtime_ms);
+    if (r == CTL_DONE)
+        r = ctl_opt_number(ctl, "channels", 1, 16, &w->channels);
+    return r;
+}
+
+static int set_channels(const struct ctl *ctl, struct client *c, bool many)
+{
+    json_t *args = json_object_new_object(), *list = json_object_new_array(), *entry = json_object_new_object();
+
+    json_add_str(entry, "capability", "multifd");
+    json_add_bool(entry, "state", many);
+    json_push(list, entry);
+    json_add(args, "capabilities", list);
+    return ctl_ask(ctl, c, "migrate-set-capabilities", args, NULL);
+}
+
+static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wishes *w)
+{
+    json_t *args = json_object_new_object();
+    int r;
+
+    if (w->bandwidth != UINT64_MAX)
+        json_add_u64(args, "max-bandwidth", w->bandwidth);
+    if (w->downtime_ms != UINT64_MAX)
+        json_add_u64(args, "downtime-limit", w->downtime_ms);
+    if (w->channels != UINT64_MAX)
+        json_add_u64(args, "multifd-channels", w->channels);
+    if (w->strategy)
+        json_add_str(args, "strategy", w->strategy);
+    r = ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);
+    if (r == CTL_DONE && w->channels != UINT64_MAX)
+        r = set_channels(ctl, c, w->channels > 1);
+    return r;
+}
+
+/* -- watching -- */
+
+static void show(const struct ctl *ctl, const json_t *report)
+{
+    uint64_t total = number_in(report, "ram", "total"), remaining = number_in(report, "ram", "remaining");
+    char rate[FMT_MAX], left[FMT_MAX], expected[64] = "";
+    json_t *forecast = NULL, *ram = NULL, *v;
+    bool converges = true;
+    double mbps = 0;
+
+    if (json_get_obj(report, "ram", &ram) == 0 && json_object_object_get_ex(ram, "mbps", &v))
+        mbps = json_object_get_double(v);
+    if (json_get_obj(report, "forecast", &forecast) == 0) {
+        json_get_bool(forecast, "converges", &converges);
+        snprintf(expected, sizeof(expected), converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
+                 (unsigned long long)number(forecast, "downtime"));
+    }
+    progress("%s: %s, round %llu, %s of %llu MiB left, %s, %llu pages/s written%s", ctl->vm, status_of(report),
+             (unsigned long long)number_in(report, "ram", "dirty-sync-count"), size_format(remaining, left, sizeof(left)),
+             (unsigned long long)(total >> 20), fmt_rate(mbps * 1e6 / 8, rate, sizeof(rate)),
+             (unsigned long long)number_in(report, "ram", "dirty-pages-rate"), expected);
+}
+
+static int watch(const struct ctl *ctl, struct client *c, json_t **ret)
+{
+    bool cancelled = false;
+
+    for (;;) {
+        struct pollfd p = {.fd = term_signal_fd(), .events = POLLIN};
+        json_t *report = NULL;
+        int r = ctl_ask(ctl, c, "query-migrate", NULL, &report);
+
+        if (r) {
+            progress_clear();
+            return r;
+        }
+        if (is_over(status_of(report))) {
+            progress_clear();
+            *ret = report;
+            return CTL_DONE;
+        }
+        show(ctl, report);
+        json_object_put(report);
+        if (poll(&p, 1, POLL_MS) > 0 && term_signals(NULL) && !cancelled) {
+            cancelled = true;
+            r = ctl_ask(ctl, c, "migrate_cancel", NULL, NULL);
+            if (r)
+                return r;
+        }
+    }
+}
+
+static void print_breakdown(const json_t *report)
+{
+    static const char *const parts[] = {"pause", "drain", "final-harvest", "final-pages", "device-state", "load", "resume"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(parts); i++)
+        table_field(stdout, i ? "" : "downtime", "%-14s %8.2f ms", parts[i],
+                    (double)number_in(report, "downtime-breakdown", parts[i]) / 1e3);
+}
+
+static int print_end(const struct ctl *ctl, const json_t *report)
+{
+    const char *status = status_of(report), *why = "", *who = NULL;
+    json_t *forecast;
+    char moved[FMT_MAX];
+
+    if (strcmp(status, "completed") != 0) {
+        json_get_str(report, "error-desc", &why);
+        ctl_error("%s: migration %s%s%s", ctl->vm, status, *why ? ": " : "", why);
+        if (json_get_obj(report, "forecast", &forecast) == 0 && json_get_str(forecast, "who", &who) == 0)
+            ctl_note("%s: most pages are written by: %s", ctl->vm, who);
+        return CTL_FAILED;
+    }
+    printf("%s: moved in %.2f s, %llu rounds, %s sent, downtime %llu ms\n", ctl->vm, (double)number(report, "total-time") / 1e3,
+           (unsigned long long)number_in(report, "ram", "dirty-sync-count"),
+           size_format(number_in(report, "ram", "transferred"), moved, sizeof(moved)),
+           (unsigned long long)number(report, "downtime"));
+    print_breakdown(report);
+    return CTL_DONE;
+}
+
+/* -- plan -- */
+
+/* How many MiB a second the guest writes, measured by the daemon. */
+static int measure(const struct ctl *ctl, struct client *c, uint64_t *ret_mib)
+{
+    json_t *args = json_object_new_object();
+    const char *status = "measuring";
+    int r;
+
+    json_add_u64(args, "calc-time", PLAN_SECONDS);
+    json_add_str(args, "mode", "dirty-bitmap");
+    r = ctl_ask(ctl, c, "calc-dirty-rate", args, NULL);
+    while (r == CTL_DONE && strcmp(status, "measuring") == 0) {
+        _cleanup_json_ json_t *answer = NULL;
+
+        progress("%s: looking at what the guest writes", ctl->vm);
+        poll(NULL, 0, PLAN_POLL_MS);
+        r = ctl_ask(ctl, c, "query-dirty-rate", NULL, &answer);
+        if (r == CTL_DONE) {
+            status = "measured";
+            if (json_get_str(answer, "status", &status) == 0)
+                status = strcmp(status, "measuring") == 0 ? "measuring" : "measured";
+            *ret_mib = number(answer, "dirty-rate");
+        }
+    }
+    progress_clear();
+    return r;
+}
+
+struct plan {
+    double memory, bandwidth, dirty; /* bytes; bytes a second */
+    double limit_ms;
+    double seconds, downtime_ms;
+    bool converges;
+    int rounds;
+};
+
+/* Rounds as the daemon would make them, over all of memory first. */
+static void make_plan(struct plan *p)
+{
+    double left = p->memory, fits = p->bandwidth * MAX(p->limit_ms - PLAN_OVERHEAD_MS, 0.0) / 1e3;
+
+    for (p->rounds = 1; p->rounds < PLAN_ROUNDS; p->rounds++) {
+        double t = left / p->bandwidth, next = MIN(p->dirty * t, p->memory);
+
+        p->seconds += t;
+        p->converges = next <= fits;
+        if (p->converges || next >= left) {
+            left = next;
+            break;
+        }
+        left = next;
+    }
+    p->downtime_ms = PLAN_OVERHEAD_MS + left / p->bandwidth * 1e3;
+}
+
+static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
+{
+    _cleanup_json_ json_t *memory = NULL, *parameters = NULL;
+    struct plan p = {0};
+    char dirty[FMT_MAX], bandwidth[FMT_MAX];
+    uint64_t mib = 0;
+    int r;
+
+    if (w->bandwidth == UINT64_MAX || w->bandwidth == 0)
+        return ctl_usage(ctl, "--plan wants to know the --bandwidth of the network, bytes a second as 1G");
+    r = ctl_ask(ctl, c, "query-memory-size-summary", NULL, &memory);
+    if (r == CTL_DONE)
+        r = ctl_ask(ctl, c, "query-migrate-parameters", NULL, &parameters);
+    if (r == CTL_DONE)
+        r = measure(ctl, c, &mib);
+    if (r)
+        return r;
+    p.memory = (double)number(memory, "base-memory");
+    p.bandwidth = (double)w->bandwidth;
+    p.dirty = (double)mib * 1048576;
+    p.limit_ms = w->downtime_ms != UINT64_MAX ? (double)w->downtime_ms : (double)number(parameters, "downtime-limit");
+    make_plan(&p);
+    if (ctl->output == CTL_JSON) {
+        _cleanup_json_ json_t *o = json_object_new_object();
+
+        json_add_bool(o, "converges", p.converges);
+        json_add_double(o, "seconds", p.seconds);
+        json_add_double(o, "downtime-ms", p.downtime_ms);
+        json_add_i64(o, "rounds", p.rounds);
+        json_add_u64(o, "dirty-bytes-per-second", (uint64_t)p.dirty);
+        ctl_print_json(o);
+        return CTL_DONE;
+    }
+    printf("%s: at %s, with %s written by the guest:\n", ctl->vm, fmt_rate(p.bandwidth, bandwidth, sizeof(bandwidth)),
+           fmt_rate(p.dirty, dirty, sizeof(dirty)));
+    if (p.converges)
+        printf("  at most %.2f s, %d round%s, downtime %.1f ms (limit %.0f ms)\n", p.seconds, p.rounds,
+               p.rounds == 1 ? "" : "s", p.downtime_ms, p.limit_ms);
+    else
+        printf("  does not converge: downtime %.0f ms, the limit is %.0f ms; vmctl dirty top %s tells who writes\n",
+               p.downtime_ms, p.limit_ms, ctl->vm);
+    return CTL_DONE;
+}
+
+/* -- the command -- */
+
+int ctl_cmd_migrate(struct ctl *ctl)
+{
+    _cleanup_client_ struct client *c = NULL;
+    _cleanup_json_ json_t *report = NULL;
+    json_t *args;
+    struct wishes w;
+    int r = read_wishes(ctl, &w);
+
+    if (r)
+        return r;
+    if (!ctl_opt(ctl, "plan") && ctl->arg_count != 1)
+        return ctl_usage(ctl, "where to? tcp:HOST:PORT or unix:PATH");
+    r = ctl_connect(ctl, &c);
+    if (r)
+        return r;
+    if (ctl_opt(ctl, "plan"))
+        return plan(ctl, c, &w);
+    r = apply_wishes(ctl, c, &w);
+    if (r)
+        return r;
+    args = json_object_new_object();
+    json_add_str(args, "uri", ctl->args[0]);
+    json_add_bool(args, "local", ctl_opt(ctl, "local") != NULL);
+    term_catch_signals();
+    r = ctl_ask(ctl, c, "migrate", args, NULL);
+    if (r == CTL_DONE)
+        r = watch(ctl, c, &report);
+    if (r)
+        return r;
+    if (ctl->output == CTL_JSON) {
+        ctl_print_json(report);
+        return strcmp(status_of(report), "completed") == 0 ? CTL_DONE : CTL_FAILED;
+    }
+    return print_end(ctl, report);
+}

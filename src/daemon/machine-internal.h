@@ -1,0 +1,61 @@
+/* What the files of the machine share. */
+#ifndef UMBRA_DAEMON_MACHINE_INTERNAL_H
+#define UMBRA_DAEMON_MACHINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/machine-devices.h"
+#include "daemon/machine.h"
+
+enum request {
+    REQUEST_EXIT = 1 << 0, /* the test device; exit_status */
+    REQUEST_INTERNAL_ERROR = 1 << 1,
+    REQUEST_CRASH = 1 << 2,
+    REQUEST_POWEROFF = 1 << 3,
+    REQUEST_RESET = 1 << 4,
+    REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
+};
+
+/* Errors that wait to be told; of more at a time only the count is known. */
+#define MAX_IO_ERRORS 16
+
+struct machine {
+    const struct config *config;
+    struct event_base *events;
+    struct machine_observer observer;
+    struct mem *mem;
+    struct vm *vm;
+    struct machine_mmu *mmu;
+    struct boot_image *image;
+    struct chardev *console;
+    struct device_host device_host;
+    struct machine_devices *devices;
+    struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
+    enum run_state state;
+    bool ended;
+    enum run_state left_from; /* what finish-migrate came after */
+    bool memory_given; /* guest memory is another process's now */
+    struct host_info host;
+    bool host_examined; /* all of it, not only paging */
+
+    int request_fd;
+    struct event *request_event;
+    atomic_uint requests;
+    atomic_int exit_status;
+    pthread_mutex_t io_error_lock; /* protects what follows */
+    struct device_io_error io_errors[MAX_IO_ERRORS];
+    unsigned int io_error_count;
+    bool io_stop; /* one of them, told or not, wants the machine to stop */
+};
+
+/* vCPUs parked and devices quiet: after it nothing changes guest memory but what the main thread does itself; and back. */
+void machine_guest_stop(struct machine *m);
+void machine_guest_run(struct machine *m);
+void machine_emit(struct machine *m, const char *name, json_t *data);
+void machine_end(struct machine *m, int status);
+/* Carry out what vCPUs and devices asked for. */
+void machine_take_requests(struct machine *m);
+
+#endif

@@ -1,0 +1,709 @@
+#include "config.h"
+
+#include "migrate/snapshot.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "migrate/snapshot-open.h"
+#include "migrate/snapshot-out.h"
+
+/* Pages between two looks at whether it is to end. */
+#define COPY_PAGES 1024u
+/* Pages between two times that the page cache is told to go to disk. */
+#define FLUSH_PAGES 8192u
+/* Go over what was written meanwhile until so little is left, or it gets no less, or so many times. */
+#define LITTLE_PAGES 512u
+#define ROUNDS_MAX 12u
+/* Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. */
+#define ASIDE_PAGES_MIN 2048u
+#define ASIDE_PAGES_MAX 65536u
+
+/* What the thread asks of the main thread. */
+enum call {
+    CALL_NONE,
+    CALL_FREEZE,
+    CALL_END,
+};
+
+/* Pages copied while the guest stood still. */
+struct aside {
+    uint8_t *data; /* mapped and there, so that no page fault takes time */
+    uint64_t *page;
+    uint32_t room, count;
+};
+
+struct snapshotter {
+    struct mem *mem;
+    struct dirty_log *log;
+    struct snapshot_ops ops;
+    int call_fd;
+    struct event *call_event;
+
+    /* Main thread. The snapshot that the consumer's pages are relative to; tracked_path is NULL when there is none. */
+    char tracked_id[SNAPSHOT_ID_LEN + 1];
+    char *tracked_path;
+    bool running;
+    pthread_t thread;
+
+    pthread_mutex_t lock; /* protects what follows, and is held for a few instructions only */
+    pthread_cond_t answered;
+    enum call call;
+    struct snapshot_status status;
+    uint64_t start_ns;
+
+    atomic_bool cancel;
+
+    /* The job: the thread's, and the main thread's during CALL_FREEZE. */
+    bool diff, track, started_tracking, copying;
+    struct snapshot_meta meta;
+    struct snapshot_out *out;
+    struct page_set todo;
+    struct aside aside;
+    uint64_t copy_epoch;  /* newest of SNAPSHOT_COPY_CONSUMER */
+    uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
+    uint8_t *state;
+    size_t state_len;
+    uint64_t flushed; /* status.done when the page cache was told last */
+    char error[SNAPSHOT_ERROR_MAX];
+};
+
+const char *snapshot_phase_name(enum snapshot_phase phase)
+{
+    static const char *const names[] = {
+        [SNAPSHOT_NONE] = "none",           [SNAPSHOT_ACTIVE] = "active", [SNAPSHOT_FINISHING] = "finishing",
+        [SNAPSHOT_COMPLETED] = "completed", [SNAPSHOT_FAILED] = "failed", [SNAPSHOT_CANCELLED] = "cancelled",
+    };
+
+    return names[phase];
+}
+
+static int fail(struct snapshotter *s, int err, const char *what)
+{
+    snprintf(s->error, sizeof(s->error), "%s: %s", what, strerror(-err));
+    return err;
+}
+
+static int fail_out(struct snapshotter *s, int err)
+{
+    strcpy(s->error, snapshot_out_error(s->out));
+    return err;
+}
+
+static int check_cancel(struct snapshotter *s)
+{
+    return atomic_load(&s->cancel) ? fail(s, -ECANCELED, "snapshot") : 0;
+}
+
+/* -- copying ------------------------------------------------------------------ */
+
+static void count_done(struct snapshotter *s, uint64_t pages)
+{
+    pthread_mutex_lock(&s->lock);
+    s->status.done += pages;
+    s->status.stored = snapshot_out_pages(s->out);
+    s->status.zero_pages = snapshot_out_zero_pages(s->out);
+    pages = s->status.done;
+    pthread_mutex_unlock(&s->lock);
+    if (pages - s->flushed >= FLUSH_PAGES) {
+        s->flushed = pages;
+        snapshot_out_flush(s->out);
+    }
+}
+
+static int put(struct snapshotter *s, uint64_t first, uint64_t count)
+{
+    const uint8_t *ram = mem_ram(s->mem);
+
+    while (count > 0) {
+        uint64_t n = MIN(count, (uint64_t)COPY_PAGES);
+        int r = check_cancel(s);
+
+        if (r < 0)
+            return r;
+        r = snapshot_out_put(s->out, first, ram + pages_to_bytes(first), n);
+        if (r < 0)
+            return fail_out(s, r);
+        count_done(s, n);
+        first += n;
+        count -= n;
+    }
+    return 0;
+}
+
+/* Every page: what was never touched is zeros without a look. */
+static int put_all(struct snapshotter *s)
+{
+    uint64_t at = 0, start, end;
+    int r = 0;
+
+    while (r == 0 && at < mem_size(s->mem)) {
+        if (!mem_next_data(s->mem, at, &start, &end))
+            start = end = mem_size(s->mem);
+        r = snapshot_out_put_zeros(s->out, bytes_to_pages(at), bytes_to_pages(start - at));
+        if (r < 0)
+            return fail_out(s, r);
+        count_done(s, bytes_to_pages(start - at));
+        r = put(s, bytes_to_pages(start), bytes_to_pages(end - start));
+        at = end;
+    }
+    return r;
+}
+
+static int put_todo(struct snapshotter *s)
+{
+    struct page_set_walk w = page_set_walk_from(&s->todo, 0);
+    int r = 0;
+
+    /* Runs within a word are enough: a longer one only costs a call more. */
+    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
+        unsigned int first = (unsigned int)__builtin_ctzll(w.bits);
+        uint64_t rest = ~(w.bits >> first);
+        unsigned int count = rest ? (unsigned int)__builtin_ctzll(rest) : 64;
+
+        count = MIN(count, 64 - first);
+        w.bits &= first + count == 64 ? 0 : UINT64_MAX << (first + count);
+        r = put(s, (uint64_t)w.word * 64 + first, count);
+    }
+    return r;
+}
+
+/*
+ * Take what was written since the last time into s->todo. The pages are s's to deal with from then on: if it fails, the
+ * whole snapshot does.
+ */
+static int harvest_copy(struct snapshotter *s, uint64_t *ret_harvest_ns)
+{
+    struct dirty_snapshot d;
+    int r = dirty_log_snapshot_lock(s->log, SNAPSHOT_COPY_CONSUMER, false, &d);
+
+    if (r < 0)
+        return fail(s, r, "dirty log");
+    page_set_clear(&s->todo);
+    page_set_merge(&s->todo, d.set);
+    s->copy_epoch = d.epoch;
+    *ret_harvest_ns = d.harvest_ns;
+    dirty_log_unlock(s->log);
+    if (d.lost)
+        return fail(s, -EIO, "the dirty log has lost pages");
+    r = dirty_log_ack(s->log, SNAPSHOT_COPY_CONSUMER, d.epoch);
+    return r < 0 ? fail(s, r, "dirty log") : 0;
+}
+
+/* Take the pages that a diff consists of so far into s->todo; they stay unacknowledged. */
+static int harvest_diff(struct snapshotter *s)
+{
+    struct dirty_snapshot d;
+    int r = dirty_log_snapshot_lock(s->log, SNAPSHOT_CONSUMER, false, &d);
+
+    if (r < 0)
+        return fail(s, r, "dirty log");
+    page_set_clear(&s->todo);
+    page_set_merge(&s->todo, d.set);
+    s->track_epoch = d.epoch;
+    dirty_log_unlock(s->log);
+    return d.lost ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
+}
+
+static void set_pages(struct snapshotter *s, uint64_t pages)
+{
+    pthread_mutex_lock(&s->lock);
+    s->status.pages = pages;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Everything once, then what was written meanwhile until little is left. */
+static int copy_running(struct snapshotter *s)
+{
+    uint64_t last = UINT64_MAX, harvest_ns;
+    int r = s->diff ? harvest_diff(s) : 0;
+
+    if (r < 0)
+        return r;
+    set_pages(s, s->diff ? s->todo.pages : mem_pages(s->mem));
+    r = s->diff ? put_todo(s) : put_all(s);
+    for (unsigned int round = 0; r == 0 && round < ROUNDS_MAX; round++) {
+        r = harvest_copy(s, &harvest_ns);
+        if (r == 0)
+            r = put_todo(s);
+        if (s->todo.pages <= LITTLE_PAGES || s->todo.pages > last - last / 4)
+            break;
+        last = s->todo.pages;
+        pthread_mutex_lock(&s->lock);
+        s->status.rounds++;
+        pthread_mutex_unlock(&s->lock);
+    }
+    return r;
+}
+
+/* -- the guest stands still: main thread -------------------------------------- */
+
+static int copy_aside(struct snapshotter *s)
+{
+    struct page_set_walk w = page_set_walk_from(&s->todo, 0);
+    const uint8_t *ram = mem_ram(s->mem);
+    int r = 0;
+
+    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
+        uint64_t page = (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits);
+
+        w.bits &= w.bits - 1;
+        if (s->aside.count < s->aside.room) {
+            memcpy(s->aside.data + pages_to_bytes(s->aside.count), ram + pages_to_bytes(page), GUEST_PAGE_SIZE);
+            s->aside.page[s->aside.count++] = page;
+        } else {
+            r = snapshot_out_put(s->out, page, ram + pages_to_bytes(page), 1);
+        }
+    }
+    return r < 0 ? fail_out(s, r) : 0;
+}
+
+static int note_tracked(struct snapshotter *s)
+{
+    struct dirty_snapshot d;
+    int r;
+
+    if (!s->track)
+        return 0;
+    r = dirty_log_snapshot_lock(s->log, SNAPSHOT_CONSUMER, false, &d);
+    if (r < 0)
+        return fail(s, r, "dirty log");
+    s->track_epoch = d.epoch;
+    dirty_log_unlock(s->log);
+    /* Of a full snapshot all is there whatever the log lost; the next diff starts from here. */
+    return d.lost && s->diff ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
+}
+
+static int freeze_locked_out(struct snapshotter *s, struct snapshot_status *times)
+{
+    uint64_t start;
+    int r = harvest_copy(s, &times->harvest_ns);
+
+    if (r == 0)
+        r = note_tracked(s);
+    times->final_pages = s->todo.pages;
+    if (r == 0)
+        r = copy_aside(s);
+    if (r < 0)
+        return r;
+    start = clock_ns();
+    r = s->ops.save(s->ops.opaque, &s->state, &s->state_len);
+    times->save_ns = clock_ns() - start;
+    return r < 0 ? fail(s, r, "machine state") : 0;
+}
+
+/* The result is in s->error (empty: success). */
+static void freeze(struct snapshotter *s)
+{
+    struct snapshot_status times = {0};
+    uint64_t start = clock_ns();
+    bool ran = s->ops.freeze(s->ops.opaque);
+
+    freeze_locked_out(s, &times);
+    if (ran)
+        s->ops.thaw(s->ops.opaque);
+    times.pause_ns = clock_ns() - start;
+    pthread_mutex_lock(&s->lock);
+    s->status.pause_ns = times.pause_ns;
+    s->status.harvest_ns = times.harvest_ns;
+    s->status.save_ns = times.save_ns;
+    s->status.final_pages = times.final_pages;
+    s->status.phase = SNAPSHOT_FINISHING;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* -- the thread --------------------------------------------------------------- */
+
+/* Room for twice what the last round had. */
+static int make_room_aside(struct snapshotter *s)
+{
+    uint64_t room = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_MIN), most = mem_pages(s->mem);
+    void *data;
+
+    most = MIN(most, (uint64_t)ASIDE_PAGES_MAX);
+    room = MIN(room, most);
+    s->aside.page = calloc(room, sizeof(*s->aside.page));
+    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (data == MAP_FAILED || !s->aside.page) {
+        if (data != MAP_FAILED)
+            munmap(data, pages_to_bytes(room));
+        return fail(s, -ENOMEM, "snapshot");
+    }
+    s->aside.data = data;
+    s->aside.room = (uint32_t)room;
+    return 0;
+}
+
+static void clear_aside(struct snapshotter *s)
+{
+    if (s->aside.data)
+        munmap(s->aside.data, pages_to_bytes(s->aside.room));
+    free(s->aside.page);
+    s->aside = (struct aside){0};
+}
+
+/* Ask the main thread for it and wait until it is done, or until the job is to end. */
+static int call_freeze(struct snapshotter *s)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&s->lock);
+    s->call = CALL_FREEZE;
+    fd_event_signal(s->call_fd);
+    while (s->call == CALL_FREEZE && !atomic_load(&s->cancel))
+        pthread_cond_wait(&s->answered, &s->lock);
+    if (s->call == CALL_FREEZE) {
+        /* The main thread will not do it any more. */
+        s->call = CALL_NONE;
+        r = -ECANCELED;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (r < 0)
+        return fail(s, r, "snapshot");
+    return s->error[0] ? -EIO : 0;
+}
+
+static int put_aside(struct snapshotter *s)
+{
+    uint32_t at = 0;
+    int r = 0;
+
+    while (r == 0 && at < s->aside.count) {
+        uint32_t n = 1;
+
+        while (n < COPY_PAGES && at + n < s->aside.count && s->aside.page[at + n] == s->aside.page[at] + n)
+            n++;
+        r = check_cancel(s);
+        if (r < 0)
+            return r;
+        r = snapshot_out_put(s->out, s->aside.page[at], s->aside.data + pages_to_bytes(at), n);
+        if (r < 0)
+            return fail_out(s, r);
+        count_done(s, n);
+        at += n;
+    }
+    return 0;
+}
+
+/* Have the dirty log on before the first page is read. */
+static int start_logging(struct snapshotter *s)
+{
+    int r = s->started_tracking ? dirty_log_start(s->log, SNAPSHOT_CONSUMER, DIRTY_START_CHANGES) : 0;
+
+    if (r < 0) {
+        s->started_tracking = false;
+        return fail(s, r, "dirty log");
+    }
+    r = dirty_log_start(s->log, SNAPSHOT_COPY_CONSUMER, DIRTY_START_CHANGES);
+    if (r < 0)
+        return fail(s, r, "dirty log");
+    s->copying = true;
+    return 0;
+}
+
+static void stop_copying(struct snapshotter *s)
+{
+    if (s->copying)
+        dirty_log_stop(s->log, SNAPSHOT_COPY_CONSUMER);
+    s->copying = false;
+}
+
+static int take(struct snapshotter *s)
+{
+    int r = snapshot_out_new(s->status.dir, mem_pages(s->mem), &s->out, s->error);
+
+    if (r == 0)
+        r = page_set_init(&s->todo, mem_pages(s->mem)) < 0 ? fail(s, -ENOMEM, "snapshot") : 0;
+    if (r == 0)
+        r = start_logging(s);
+    if (r == 0)
+        r = copy_running(s);
+    if (r == 0)
+        r = make_room_aside(s);
+    if (r == 0)
+        r = call_freeze(s);
+    stop_copying(s);
+    if (r == 0)
+        r = put_aside(s);
+    if (r < 0)
+        return r;
+    s->meta.created = (uint64_t)time(NULL);
+    s->meta.epoch = s->track ? s->track_epoch : 0;
+    r = snapshot_out_commit(s->out, &s->meta, s->state, s->state_len);
+    return r < 0 ? fail_out(s, r) : 0;
+}
+
+static void clear_job(struct snapshotter *s)
+{
+    stop_copying(s);
+    snapshot_out_free(s->out);
+    s->out = NULL;
+    clear_aside(s);
+    page_set_free(&s->todo);
+    s->todo = (struct page_set){0};
+    free(s->state);
+    s->state = NULL;
+}
+
+static void *job_thread(void *arg)
+{
+    struct snapshotter *s = arg;
+    int r = take(s);
+
+    /* On disk, and not a moment before. */
+    if (r == 0 && s->track)
+        dirty_log_ack(s->log, SNAPSHOT_CONSUMER, s->track_epoch);
+    if (r < 0 && s->started_tracking)
+        dirty_log_stop(s->log, SNAPSHOT_CONSUMER);
+    clear_job(s);
+    pthread_mutex_lock(&s->lock);
+    s->status.phase = r == 0 ? SNAPSHOT_COMPLETED : r == -ECANCELED ? SNAPSHOT_CANCELLED : SNAPSHOT_FAILED;
+    s->status.total_ns = clock_ns() - s->start_ns;
+    if (r == 0)
+        strcpy(s->status.id, s->meta.id);
+    else if (r != -ECANCELED)
+        strcpy(s->status.error, s->error);
+    s->call = CALL_END;
+    fd_event_signal(s->call_fd);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* -- main thread -------------------------------------------------------------- */
+
+static void track(struct snapshotter *s)
+{
+    char *path = realpath(s->status.dir, NULL);
+
+    free(s->tracked_path);
+    s->tracked_path = path ? path : strdup(s->status.dir);
+    strcpy(s->tracked_id, s->meta.id);
+}
+
+static void end_job(struct snapshotter *s)
+{
+    pthread_join(s->thread, NULL);
+    s->running = false;
+    if (s->status.phase == SNAPSHOT_COMPLETED && s->track)
+        track(s);
+    if (s->status.phase == SNAPSHOT_COMPLETED)
+        log_info("snapshot %s: %" PRIu64 " pages, the guest stood still for %" PRIu64 " us", s->status.dir,
+                 s->status.stored, s->status.pause_ns / NSEC_PER_USEC);
+    else if (s->status.phase == SNAPSHOT_FAILED)
+        log_err("snapshot failed: %s", s->status.error);
+    snapshot_meta_clear(&s->meta);
+}
+
+static void on_call(evutil_socket_t fd, short what, void *arg)
+{
+    struct snapshotter *s = arg;
+    enum call call;
+
+    fd_event_clear(s->call_fd);
+    pthread_mutex_lock(&s->lock);
+    call = s->call;
+    pthread_mutex_unlock(&s->lock);
+    if (call == CALL_FREEZE)
+        freeze(s);
+    else if (call == CALL_END)
+        end_job(s);
+    if (call == CALL_NONE)
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->call = CALL_NONE;
+    pthread_cond_signal(&s->answered);
+    pthread_mutex_unlock(&s->lock);
+    if (call == CALL_END)
+        s->ops.changed(s->ops.opaque);
+}
+
+int snapshotter_new(struct event_base *events, struct mem *mem, struct dirty_log *log, const struct snapshot_ops *ops,
+                    struct snapshotter **ret)
+{
+    struct snapshotter *s = calloc(1, sizeof(*s));
+    int r = -ENOMEM;
+
+    if (!s)
+        return -ENOMEM;
+    s->mem = mem;
+    s->log = log;
+    s->ops = *ops;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->answered, NULL);
+    s->call_fd = fd_eventfd();
+    if (s->call_fd < 0)
+        r = s->call_fd;
+    else
+        s->call_event = event_new(events, s->call_fd, EV_READ | EV_PERSIST, on_call, s);
+    if (!s->call_event || event_add(s->call_event, NULL) < 0) {
+        snapshotter_free(s);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
+void snapshotter_free(struct snapshotter *s)
+{
+    if (!s)
+        return;
+    if (s->running) {
+        snapshotter_cancel(s);
+        pthread_join(s->thread, NULL);
+        snapshot_meta_clear(&s->meta);
+    }
+    if (s->call_event)
+        event_free(s->call_event);
+    fd_close(s->call_fd);
+    free(s->tracked_path);
+    pthread_cond_destroy(&s->answered);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
+bool snapshotter_busy(const struct snapshotter *s)
+{
+    return s->running;
+}
+
+void snapshotter_cancel(struct snapshotter *s)
+{
+    pthread_mutex_lock(&s->lock);
+    atomic_store(&s->cancel, true);
+    pthread_cond_signal(&s->answered);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Everything about the new snapshot that the main thread knows. */
+static int prepare(struct snapshotter *s, const struct snapshot_request *request)
+{
+    int r = snapshot_meta_new_id(&s->meta);
+
+    if (r == 0)
+        r = s->ops.describe(s->ops.opaque, &s->meta);
+    if (r < 0)
+        return fail(s, r, "snapshot");
+    snprintf(s->meta.producer, sizeof(s->meta.producer), "umbra %s", PACKAGE_VERSION);
+    if (!request->diff)
+        return 0;
+    strcpy(s->meta.parent_id, s->tracked_id);
+    r = snapshot_parent_path(request->dir, s->tracked_path, s->meta.parent_path);
+    return r < 0 ? fail(s, r, "the directory of the snapshot or of its parent") : 0;
+}
+
+/* A parent that is gone or another one makes the diff worthless: better said now. */
+static int check_parent(struct snapshotter *s, char *error)
+{
+    struct snapshot_meta meta;
+    int r;
+
+    if (!s->tracked_path) {
+        snprintf(error, SNAPSHOT_ERROR_MAX, "there is no snapshot that a diff could stand on: take a full one first");
+        return -ENOENT;
+    }
+    r = snapshot_read_meta(s->tracked_path, &meta, error);
+    if (r < 0)
+        return r;
+    r = strcmp(meta.id, s->tracked_id) == 0 ? 0 : -ENOENT;
+    if (r < 0)
+        snprintf(error, SNAPSHOT_ERROR_MAX, "%.300s: is another snapshot by now: take a full one", s->tracked_path);
+    snapshot_meta_clear(&meta);
+    return r;
+}
+
+static int start_thread(struct snapshotter *s, const struct snapshot_request *request)
+{
+    int r;
+
+    s->diff = request->diff;
+    s->track = request->diff || request->track;
+    s->started_tracking = s->track && !s->tracked_path;
+    s->flushed = 0;
+    atomic_store(&s->cancel, false);
+    s->start_ns = clock_ns();
+    s->status = (struct snapshot_status){.phase = SNAPSHOT_ACTIVE};
+    strcpy(s->status.dir, request->dir);
+    strcpy(s->status.parent_id, s->meta.parent_id);
+    r = -pthread_create(&s->thread, NULL, job_thread, s);
+    if (r < 0) {
+        s->status = (struct snapshot_status){.phase = SNAPSHOT_NONE};
+        return fail(s, r, "snapshot: thread");
+    }
+    pthread_setname_np(s->thread, "snapshot");
+    s->running = true;
+    return 0;
+}
+
+/* A consumer that lost pages has lost them for good: only one that begins anew has all. */
+static bool tracking_lost(struct snapshotter *s)
+{
+    struct dirty_consumer_info info[DIRTY_MAX_CONSUMERS];
+    size_t n = dirty_log_consumers(s->log, info, DIRTY_MAX_CONSUMERS);
+
+    for (size_t i = 0; i < MIN(n, (size_t)DIRTY_MAX_CONSUMERS); i++)
+        if (strcmp(info[i].name, SNAPSHOT_CONSUMER) == 0)
+            return info[i].lost;
+    return false;
+}
+
+int snapshotter_start(struct snapshotter *s, const struct snapshot_request *request, char *error)
+{
+    int r;
+
+    if (s->running) {
+        snprintf(error, SNAPSHOT_ERROR_MAX, "a snapshot is under way");
+        return -EBUSY;
+    }
+    if (strlen(request->dir) > SNAPSHOT_PATH_MAX) {
+        snprintf(error, SNAPSHOT_ERROR_MAX, "the path has more than %d bytes", SNAPSHOT_PATH_MAX);
+        return -ENAMETOOLONG;
+    }
+    if (!request->diff && s->tracked_path && tracking_lost(s))
+        snapshotter_untrack(s);
+    r = request->diff ? check_parent(s, error) : 0;
+    if (r < 0)
+        return r;
+    s->error[0] = '\0';
+    r = prepare(s, request);
+    if (r == 0)
+        r = start_thread(s, request);
+    if (r < 0) {
+        strcpy(error, s->error);
+        snapshot_meta_clear(&s->meta);
+        return r;
+    }
+    s->ops.changed(s->ops.opaque);
+    return 0;
+}
+
+int snapshotter_untrack(struct snapshotter *s)
+{
+    if (s->running)
+        return -EBUSY;
+    if (!s->tracked_path)
+        return -ENOENT;
+    free(s->tracked_path);
+    s->tracked_path = NULL;
+    return dirty_log_stop(s->log, SNAPSHOT_CONSUMER);
+}
+
+void snapshotter_status(struct snapshotter *s, struct snapshot_status *ret)
+{
+    pthread_mutex_lock(&s->lock);
+    *ret = s->status;
+    pthread_mutex_unlock(&s->lock);
+    if (ret->phase == SNAPSHOT_ACTIVE || ret->phase == SNAPSHOT_FINISHING)
+        ret->total_ns = clock_ns() - s->start_ns;
+    ret->tracking = s->tracked_path != NULL;
+    strcpy(ret->tracked_id, ret->tracking ? s->tracked_id : "");
+}

@@ -1,0 +1,389 @@
+/*
+ * Source and target in one process, over a pretended KVM: a thread that writes to random pages is the guest. It moves over one
+ * channel and over several, is cancelled and cut off at random moments; afterwards it is on exactly one side, and if that is the
+ * target's no byte of memory differs.
+ */
+#include "config.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <string.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "fake-kvm.h"
+#include "migrate/source.h"
+#include "migrate/target.h"
+
+#define MEMORY (8 * MiB)
+#define PAGES (MEMORY / GUEST_PAGE_SIZE)
+#define HOT_PAGES 16u
+#define WAIT_NS (60 * NSEC_PER_SEC)
+
+struct world {
+    struct fake_kvm kvm;
+    struct mem *from, *to;
+    struct dirty_log *dirty;
+    struct rng rng;
+    char path[64], uri[80];
+
+    pthread_t guest;
+    atomic_bool end;
+    sem_t running;           /* held by the guest while it writes; whoever stops it has it */
+    bool stopped;            /* main or coordinator, one at a time */
+    uint64_t writes;
+
+    atomic_bool ran, given;
+    bool refuse, bad_state;
+    atomic_uint source_status, target_status;
+    struct mig_source *source;
+    struct mig_target *target;
+};
+
+static void *guest_thread(void *arg)
+{
+    struct world *w = arg;
+    struct rng rng;
+
+    rng = rng_seeded(99);
+    while (!atomic_load(&w->end)) {
+        sem_wait(&w->running);
+        for (int i = 0; i < 8 && !atomic_load(&w->end); i++) {
+            pfn_t page = rng_below(&rng, 4) ? rng_below(&rng, HOT_PAGES) : rng_below(&rng, PAGES);
+            uint8_t *p = mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
+
+            /* Some become zero again. As for a write of the VMM the bytes come first, and then the note. */
+            if (rng_below(&rng, 8) == 0)
+                memset(p, 0, GUEST_PAGE_SIZE);
+            else
+                __atomic_store_n((uint64_t *)p + rng_below(&rng, 512), rng_next(&rng), __ATOMIC_RELAXED);
+            mem_mark_dirty(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
+            w->writes++;
+        }
+        sem_post(&w->running);
+        sched_yield();
+    }
+    return NULL;
+}
+
+/* -- the source's side -- */
+
+static int on_facts(void *opaque, uint8_t **ret, size_t *ret_len)
+{
+    *ret = (uint8_t *)strdup("facts");
+    *ret_len = 5;
+    return 0;
+}
+
+static int on_stop(void *opaque, bool *ret_run, struct mig_downtime *times, struct mig_error *err)
+{
+    struct world *w = opaque;
+
+    sem_wait(&w->running);
+    w->stopped = true;
+    *ret_run = true;
+    return 0;
+}
+
+static int on_save(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *ret_captured_ns)
+{
+    *ret_captured_ns = clock_ns();
+    return on_facts(opaque, ret, ret_len);
+}
+
+static void on_resume(void *opaque)
+{
+    struct world *w = opaque;
+
+    w->stopped = false;
+    sem_post(&w->running);
+}
+
+static void on_give_away(void *opaque)
+{
+    struct world *w = opaque;
+
+    atomic_store(&w->given, true);
+}
+
+static void on_source_changed(void *opaque, bool round)
+{
+    struct world *w = opaque;
+    struct mig_report r;
+
+    if (round || !__atomic_load_n(&w->source, __ATOMIC_ACQUIRE))
+        return;
+    mig_source_report(w->source, &r);
+    atomic_store(&w->source_status, r.status);
+}
+
+static const struct mig_source_ops source_ops = {
+    .facts = on_facts,
+    .stop = on_stop,
+    .save = on_save,
+    .resume = on_resume,
+    .give_away = on_give_away,
+    .changed = on_source_changed,
+};
+
+/* -- the target's side -- */
+
+static int on_compare(void *opaque, const uint8_t *state, size_t len, char **ret_why, struct mig_error *err)
+{
+    struct world *w = opaque;
+
+    *ret_why = w->refuse ? strdup("first difference\nsecond difference") : NULL;
+    return len == 5 && memcmp(state, "facts", 5) == 0 ? 0 : mig_error(err, -EBADMSG, "other facts");
+}
+
+static int on_adopt(void *opaque, int fd, struct mig_error *err)
+{
+    struct world *w = opaque;
+    int r = mem_adopt(w->to, fd);
+
+    return r < 0 ? mig_error(err, r, "cannot adopt") : 0;
+}
+
+static int on_load(void *opaque, const uint8_t *state, size_t len, uint64_t captured_ns, struct mig_error *err)
+{
+    struct world *w = opaque;
+
+    return w->bad_state ? mig_error(err, -EINVAL, "vcpu 0: no") : 0;
+}
+
+static int on_run(void *opaque, bool run)
+{
+    struct world *w = opaque;
+
+    atomic_store(&w->ran, run);
+    return 0;
+}
+
+static void on_target_changed(void *opaque)
+{
+}
+
+static const struct mig_target_ops target_ops = {on_compare, on_adopt, on_load, on_run, on_target_changed};
+
+/* -- the world -- */
+
+static void world_new(struct world *w, uint64_t seed)
+{
+    struct mem_config mem_config = {.size = MEMORY};
+    struct dirty_config config = {.backend = DIRTY_BITMAP, .ops = &fake_ops, .opaque = &w->kvm};
+    struct mig_error err = {""};
+
+    memset(w, 0, sizeof(*w));
+    w->rng = rng_seeded(seed);
+    sem_init(&w->running, 0, 1);
+    assert_int_equal(mem_new(&mem_config, &w->from), 0);
+    assert_int_equal(mem_new(&mem_config, &w->to), 0);
+    w->kvm.mem = w->from;
+    w->kvm.vcpus = 1;
+    fake_init(&w->kvm, seed);
+    assert_int_equal(dirty_log_new(w->from, &config, &w->dirty), 0);
+    for (pfn_t page = 0; page < PAGES; page += 1 + rng_below(&w->rng, 3))
+        memset(mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE), (int)(page % 251), GUEST_PAGE_SIZE);
+    snprintf(w->path, sizeof(w->path), "/tmp/umbra-move-%d", (int)getpid());
+    snprintf(w->uri, sizeof(w->uri), "unix:%s", w->path);
+    if (mig_target_start(w->to, w->uri, &target_ops, w, &w->target, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(pthread_create(&w->guest, NULL, guest_thread, w), 0);
+}
+
+static void world_free(struct world *w)
+{
+    atomic_store(&w->end, true);
+    mig_source_free(w->source);
+    mig_target_free(w->target);
+    if (w->stopped)
+        on_resume(w);
+    pthread_join(w->guest, NULL);
+    dirty_log_free(w->dirty);
+    fake_destroy(&w->kvm);
+    mem_free(w->from);
+    mem_free(w->to);
+    unlink(w->path);
+}
+
+static void start(struct world *w, unsigned int channels, bool local)
+{
+    struct mig_source_config config = {
+        .mem = w->from,
+        .dirty = w->dirty,
+        .ops = &source_ops,
+        .opaque = w,
+        .parameters = {.downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = channels, .strategy = MIG_STRATEGY_STOP},
+        .uri = w->uri,
+        .fd = -1,
+        .local = local,
+    };
+    struct mig_source *s;
+
+    assert_int_equal(mig_source_start(&config, &s), 0);
+    __atomic_store_n(&w->source, s, __ATOMIC_RELEASE);
+}
+
+static struct mig_report wait_source(struct world *w)
+{
+    uint64_t end = clock_ns() + WAIT_NS;
+    struct mig_report r;
+
+    do {
+        mig_source_report(w->source, &r);
+        if (clock_ns() > end)
+            fail_msg("status %s after a minute", mig_status_name(r.status));
+        sched_yield();
+    } while (r.status != MIG_STATUS_COMPLETED && r.status != MIG_STATUS_FAILED && r.status != MIG_STATUS_CANCELLED);
+    return r;
+}
+
+static void same_memory(struct world *w)
+{
+    for (pfn_t page = 0; page < PAGES; page++)
+        if (memcmp(mem_ram(w->from) + page * GUEST_PAGE_SIZE, mem_ram(w->to) + page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE) != 0)
+            fail_msg("page %llu differs after %llu writes", (unsigned long long)page, (unsigned long long)w->writes);
+}
+
+/* -- tests -- */
+
+static void test_moves(void **state)
+{
+    static const unsigned int channels[] = {1, 2, 3, 16};
+
+    for (size_t i = 0; i < ARRAY_SIZE(channels); i++) {
+        struct world w;
+        struct mig_report r;
+
+        world_new(&w, 7 + i);
+        start(&w, channels[i], false);
+        r = wait_source(&w);
+        if (r.status != MIG_STATUS_COMPLETED)
+            fail_msg("%s", r.why);
+        assert_true(atomic_load(&w.ran) && atomic_load(&w.given) && w.stopped);
+        same_memory(&w);
+        assert_int_equal(r.channels, channels[i]);
+        assert_true(r.normal > 0 && r.zero > 0 && r.passes > 1);
+        world_free(&w);
+    }
+}
+
+static void test_local(void **state)
+{
+    struct world w;
+    struct mig_report r;
+
+    world_new(&w, 3);
+    start(&w, 4, true);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    same_memory(&w);
+    /* It is one memory. */
+    assert_int_equal(mem_set(w.to, 0x3000, 0x5a, 1), 0);
+    assert_int_equal(mem_ram(w.from)[0x3000], 0x5a);
+    assert_true(r.transferred < 4096);
+    world_free(&w);
+}
+
+static void test_refused(void **state)
+{
+    struct world w;
+    struct mig_report r;
+
+    world_new(&w, 3);
+    w.refuse = true;
+    start(&w, 1, false);
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_string_equal(r.why, "the target refuses: first difference\nsecond difference");
+    assert_false(w.stopped || atomic_load(&w.ran));
+    world_free(&w);
+}
+
+static void test_state_cannot_be_loaded(void **state)
+{
+    struct world w;
+    struct mig_report r;
+
+    world_new(&w, 3);
+    w.bad_state = true;
+    start(&w, 2, false);
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_string_equal(r.why, "the target failed: vcpu 0: no");
+    assert_false(w.stopped || atomic_load(&w.ran) || atomic_load(&w.given));
+    world_free(&w);
+}
+
+/* One of cancel and a target that goes away, at a random moment: never two guests, and none is forgotten. */
+static void test_ends_at_random(void **state)
+{
+    unsigned int completed = 0, rounds = 60;
+    uint64_t seed;
+    struct rng rng;
+
+    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
+    print_message("# seed %#llx\n", (unsigned long long)seed);
+    rng = rng_seeded(seed);
+    for (unsigned int i = 0; i < rounds; i++) {
+        uint64_t when;
+        struct world w;
+        struct mig_report r;
+
+        world_new(&w, rng_next(&rng));
+        when = clock_ns() + rng_below(&rng, 20 * NSEC_PER_MSEC);
+        start(&w, 1 + (unsigned int)rng_below(&rng, 3), false);
+        while (clock_ns() < when)
+            sched_yield();
+        if (i % 2) {
+            mig_source_cancel(w.source);
+        } else {
+            mig_target_free(w.target);
+            w.target = NULL;
+        }
+        r = wait_source(&w);
+        /* What the target did is final once its threads have ended. */
+        mig_target_free(w.target);
+        w.target = NULL;
+        if (atomic_load(&w.ran)) {
+            assert_true(w.stopped && atomic_load(&w.given));
+            same_memory(&w);
+            completed++;
+        }
+        if (r.status == MIG_STATUS_COMPLETED)
+            assert_true(atomic_load(&w.ran));
+        else
+            assert_string_not_equal(r.why, "");
+        /* Stopped for good only where the target may have it. */
+        assert_true(w.stopped == atomic_load(&w.given));
+        world_free(&w);
+    }
+    print_message("# %u of %u came to their end before\n", completed, rounds);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_local),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_state_cannot_be_loaded),
+        cmocka_unit_test(test_ends_at_random),
+    };
+
+    log_init("test-migrate-move", NULL);
+    log_set_level(LOG_LEVEL_ERR);
+    return cmocka_run_group_tests_name("migrate-move", tests, NULL, NULL);
+}

@@ -1,0 +1,405 @@
+/* The migration stream's encoding: what is written is read again, and each thing that is wrong is refused by its name. */
+#include "config.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "migrate/pages.h"
+#include "migrate/report.h"
+#include "migrate/stream.h"
+
+static void refused(int r, const struct mig_error *err, const char *text)
+{
+    assert_int_equal(r, -EBADMSG);
+    if (!strstr(err->text, text))
+        fail_msg("'%s', not '%s'", err->text, text);
+}
+
+/* -- hello -- */
+
+static void put_hello(uint8_t buf[MIG_HELLO_SIZE], uint32_t version, uint16_t channel, uint16_t channels)
+{
+    struct mig_hello h = {.version = version, .channel = channel, .channels = channels, .session = 0x1122334455667788};
+
+    mig_hello_put(&h, buf);
+}
+
+static void test_hello(void **state)
+{
+    static const struct {
+        uint32_t version;
+        uint16_t channel, channels;
+        const char *error;
+    } bad[] = {
+        {0, 0, 1, "hello: version 0 is not within 1 and 1"}, {2, 0, 1, "hello: version 2 is not within 1 and 1"},
+        {UINT32_MAX, 0, 1, "hello: version"},                {1, 0, 0, "hello: 0 channels"},
+        {1, 0, 17, "hello: 17 channels"},                    {1, 1, 1, "hello: channel 1 of 1"},
+        {1, 65535, 16, "hello: channel 65535 of 16"},
+    };
+    uint8_t buf[MIG_HELLO_SIZE];
+    struct mig_hello h;
+
+    for (uint16_t channels = 1; channels <= MIG_MAX_CHANNELS; channels++) {
+        struct mig_error err = {""};
+
+        put_hello(buf, MIG_VERSION, (uint16_t)(channels - 1), channels);
+        assert_int_equal(mig_hello_get(buf, &h, &err), 0);
+        assert_int_equal(h.channels, channels);
+        assert_int_equal(h.channel, channels - 1);
+        assert_true(h.session == 0x1122334455667788);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct mig_error err = {""};
+
+        put_hello(buf, bad[i].version, bad[i].channel, bad[i].channels);
+        refused(mig_hello_get(buf, &h, &err), &err, bad[i].error);
+    }
+    /* Any bit that is another is noticed. */
+    for (unsigned int bit = 0; bit < MIG_HELLO_SIZE * 8; bit++) {
+        struct mig_error err = {""};
+
+        put_hello(buf, MIG_VERSION, 0, 4);
+        buf[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_int_equal(mig_hello_get(buf, &h, &err), -EBADMSG);
+        assert_string_not_equal(err.text, "");
+    }
+}
+
+/* -- headers -- */
+
+static void test_headers(void **state)
+{
+    static const struct {
+        unsigned int type;
+        bool from_source;
+        uint32_t length, sequence;
+        const char *error; /* NULL: fine */
+    } rows[] = {
+        {MIG_COMMIT, true, 0, 7, NULL},
+        {MIG_COMMIT, true, 1, 7, "frame 7 (commit): length 1, 0 to 0"},
+        {MIG_COMMIT, false, 0, 7, "frame 7: type 5 is not known"},
+        {MIG_COMMIT, true, 0, 6, "frame 7 (commit): its number is 6"},
+        {MIG_COMMIT, true, 0, 8, "frame 7 (commit): its number is 8"},
+        {MIG_SETUP, true, MIG_SETUP_FIXED - 1, 7, "frame 7 (setup): length 23"},
+        {MIG_SETUP, true, UINT32_MAX, 7, "frame 7 (setup): length 4294967295"},
+        {MIG_BATCH, true, 0, 7, "frame 7 (batch): length 0"},
+        {MIG_BATCH, true, 17, 7, "frame 7 (batch): length 17"},
+        {MIG_BATCH, true, MIG_RUN_SIZE * MIG_BATCH_RUNS, 7, NULL},
+        {MIG_BATCH, true, MIG_RUN_SIZE * (MIG_BATCH_RUNS + 1), 7, "frame 7 (batch): length 4112"},
+        {MIG_END, true, 4, 7, "frame 7 (end): length 4"},
+        {MIG_STATE, true, 11, 7, "frame 7 (state): length 11"},
+        {MIG_CANCEL, true, MIG_TEXT_MAX + 1, 7, "frame 7 (cancel): length 65537"},
+        {MIG_READY, false, 8, 7, NULL},
+        {MIG_READY, true, 8, 7, "frame 7: type 18 is not known"},
+        {MIG_FAILED, false, MIG_TEXT_MAX, 7, NULL},
+        {0, true, 0, 7, "frame 7: type 0 is not known"},
+        {9, true, 0, 7, "frame 7: type 9 is not known"},
+        {MIG_TYPE_END, false, 0, 7, "frame 7: type 22 is not known"},
+        {65535, true, 0, 7, "frame 7: type 65535 is not known"},
+    };
+    uint8_t buf[MIG_HEADER_SIZE];
+    struct mig_header h;
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct mig_header in = {
+            .type = (enum mig_type)rows[i].type, .length = rows[i].length, .sequence = rows[i].sequence, .payload_crc = 5};
+        struct mig_error err = {""};
+        int r;
+
+        mig_header_put(&in, buf);
+        r = mig_header_get(buf, rows[i].from_source, 7, &h, &err);
+        if (rows[i].error) {
+            refused(r, &err, rows[i].error);
+            continue;
+        }
+        assert_int_equal(r, 0);
+        assert_int_equal(h.length, rows[i].length);
+        assert_int_equal(h.payload_crc, 5);
+    }
+    for (unsigned int bit = 0; bit < MIG_HEADER_SIZE * 8; bit++) {
+        struct mig_header in = {.type = MIG_READY, .length = 8, .sequence = 7};
+        struct mig_error err = {""};
+
+        mig_header_put(&in, buf);
+        buf[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        refused(mig_header_get(buf, false, 7, &h, &err), &err, "frame 7: the header's checksum is wrong");
+    }
+}
+
+/* -- payloads -- */
+
+static void test_setup_and_state(void **state)
+{
+    uint8_t buf[MIG_SETUP_FIXED + 3] = {0};
+    struct mig_setup setup = {.memory = 123 << 20, .page_size = 4096, .flags = MIG_SETUP_LOCAL}, got;
+    struct mig_state st = {.age_ns = 77, .run = 1}, got_state;
+    struct mig_error err = {""};
+
+    mig_setup_put(&setup, buf);
+    assert_int_equal(mig_setup_get(buf, sizeof(buf), &got, &err), 0);
+    assert_true(got.memory == setup.memory && got.flags == MIG_SETUP_LOCAL && got.state_len == 3);
+    refused(mig_setup_get(buf, MIG_SETUP_FIXED - 1, &got, &err), &err, "setup: length 23");
+    err.text[0] = '\0';
+    setup.page_size = 8192;
+    mig_setup_put(&setup, buf);
+    refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: page size 8192");
+    err.text[0] = '\0';
+    setup = (struct mig_setup){.page_size = 4096, .flags = 6};
+    mig_setup_put(&setup, buf);
+    refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: flags 0x6");
+    err.text[0] = '\0';
+    setup = (struct mig_setup){.page_size = 4096, .reserved = 1};
+    mig_setup_put(&setup, buf);
+    refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: reserved");
+    err.text[0] = '\0';
+
+    mig_state_put(&st, buf);
+    assert_int_equal(mig_state_get(buf, sizeof(buf), &got_state, &err), 0);
+    assert_true(got_state.age_ns == 77 && got_state.run == 1 && got_state.state_len == sizeof(buf) - MIG_STATE_FIXED);
+    refused(mig_state_get(buf, 3, &got_state, &err), &err, "state: length 3");
+    err.text[0] = '\0';
+    st.run = 2;
+    mig_state_put(&st, buf);
+    refused(mig_state_get(buf, sizeof(buf), &got_state, &err), &err, "state: run is 2");
+}
+
+static void test_runs(void **state)
+{
+    static const struct {
+        struct mig_run run;
+        const char *error;
+    } rows[] = {
+        {{0, 1, MIG_RUN_DATA}, NULL},
+        {{999, 1, MIG_RUN_ZERO}, NULL},
+        {{0, 1000, MIG_RUN_ZERO}, NULL},
+        {{744, MIG_BATCH_PAGES, MIG_RUN_DATA}, NULL},
+        {{1000, 1, MIG_RUN_DATA}, "1 pages at page 1000 of 1000"},
+        {{UINT64_MAX, 1, MIG_RUN_ZERO}, "at page 18446744073709551615 of 1000"},
+        {{999, 2, MIG_RUN_DATA}, "2 pages at page 999 of 1000"},
+        {{1, UINT32_MAX, MIG_RUN_ZERO}, "4294967295 pages at page 1"},
+        {{0, 0, MIG_RUN_DATA}, "0 pages"},
+        {{0, 1, 2}, "kind 2 is not known"},
+        {{0, MIG_BATCH_PAGES + 1, MIG_RUN_DATA}, "more than 256 pages"},
+    };
+    struct mig_run runs[MIG_BATCH_RUNS];
+    uint8_t buf[MIG_RUN_SIZE * (MIG_BATCH_RUNS + 1)];
+    uint32_t count, data;
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct mig_error err = {""};
+        int r;
+
+        mig_run_put(&rows[i].run, buf);
+        r = mig_runs_get(buf, MIG_RUN_SIZE, 1000, runs, &count, &data, &err);
+        if (rows[i].error)
+            refused(r, &err, rows[i].error);
+        else
+            assert_true(r == 0 && count == 1 && data == (rows[i].run.kind == MIG_RUN_DATA ? rows[i].run.pages : 0));
+    }
+    /* Together no more than a batch has room for; and only whole runs. */
+    for (unsigned int i = 0; i <= MIG_BATCH_RUNS; i++)
+        mig_run_put(&(struct mig_run){i, 1, MIG_RUN_DATA}, buf + i * MIG_RUN_SIZE);
+    for (size_t len = 0; len <= sizeof(buf); len += 4) {
+        struct mig_error err = {""};
+        bool good = len > 0 && len % MIG_RUN_SIZE == 0 && len <= MIG_RUN_SIZE * MIG_BATCH_RUNS;
+
+        assert_int_equal(mig_runs_get(buf, len, 1000, runs, &count, &data, &err), good ? 0 : -EBADMSG);
+    }
+    mig_run_put(&(struct mig_run){5, 2, MIG_RUN_DATA}, buf);
+    {
+        struct mig_error err = {""};
+
+        refused(mig_runs_get(buf, MIG_RUN_SIZE * MIG_BATCH_RUNS, 1000, runs, &count, &data, &err), &err,
+                "run 255: more than 256 pages");
+    }
+}
+
+/* -- streams -- */
+
+static void make_pair(struct mig_stream *source, struct mig_stream *target)
+{
+    int fds[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    mig_stream_init(source, fds[0], true);
+    mig_stream_init(target, fds[1], false);
+    mig_stream_set_timeout(target, 5000);
+}
+
+/* Frames of several kinds, with bytes behind them and a descriptor, as they were sent. */
+static void test_stream(void **state)
+{
+    struct mig_stream source, target;
+    struct mig_error err = {""};
+    uint8_t pages[5000], got[5000], head[3] = {1, 2, 3};
+    struct iovec iov[2] = {{pages, 1000}, {pages + 1000, 4000}}, in[2] = {{got, 4999}, {got + 4999, 1}};
+    struct mig_message m = {.type = MIG_CANCEL, .head = head, .head_len = 3, .rest = "abc", .rest_len = 3, .raw = iov,
+                            .raw_count = 2, .pass_fd = STDIN_FILENO};
+    struct mig_frame f;
+
+    make_pair(&source, &target);
+    for (size_t i = 0; i < sizeof(pages); i++)
+        pages[i] = (uint8_t)(i * 7);
+    assert_int_equal(mig_send(&source, &m, &err), 0);
+    assert_int_equal(mig_send_u64(&source, MIG_PING, 42, &err), 0);
+    assert_int_equal(mig_receive(&target, &f, &err), 0);
+    assert_int_equal(f.type, MIG_CANCEL);
+    assert_int_equal(f.length, 6);
+    assert_memory_equal(f.payload, "\1\2\3abc", 6);
+    assert_true(target.passed_fd >= 0);
+    assert_int_equal(mig_receive_raw(&target, in, 2, &err), 0);
+    assert_memory_equal(got, pages, sizeof(got));
+    assert_int_equal(mig_receive(&target, &f, &err), 0);
+    assert_true(f.type == MIG_PING && le64_get(f.payload) == 42);
+    assert_int_equal(target.passed_fd, -1);
+    mig_stream_clear(&source);
+    assert_int_equal(mig_receive(&target, &f, &err), -ECONNRESET);
+    mig_stream_clear(&target);
+}
+
+/* Cut a stream of two frames behind each of its bytes: what came whole is given out, and the cut is an error. */
+static void test_cut_at_every_byte(void **state)
+{
+    uint8_t bytes[2 * (MIG_HEADER_SIZE + 8)];
+    struct mig_stream source, target;
+    struct mig_error err = {""};
+    struct mig_frame f;
+
+    make_pair(&source, &target);
+    assert_int_equal(mig_send_u64(&source, MIG_PING, 1, &err), 0);
+    assert_int_equal(mig_send_u64(&source, MIG_END, 2, &err), 0);
+    assert_int_equal(read(target.fd, bytes, sizeof(bytes)), sizeof(bytes));
+    mig_stream_clear(&source);
+    mig_stream_clear(&target);
+    for (size_t cut = 0; cut < sizeof(bytes); cut++) {
+        struct mig_error e = {""};
+
+        make_pair(&source, &target);
+        assert_int_equal(write(source.fd, bytes, cut), cut);
+        mig_stream_break(&source);
+        assert_int_equal(mig_receive(&target, &f, &e), cut < sizeof(bytes) / 2 ? -ECONNRESET : 0);
+        if (cut >= sizeof(bytes) / 2)
+            assert_int_equal(mig_receive(&target, &f, &e), -ECONNRESET);
+        assert_string_not_equal(e.text, "");
+        mig_stream_clear(&source);
+        mig_stream_clear(&target);
+    }
+}
+
+/* A frame that comes again, and a payload that was changed. */
+static void test_replay_and_damage(void **state)
+{
+    uint8_t bytes[MIG_HEADER_SIZE + 8];
+    struct mig_stream source, target;
+    struct mig_error err = {""};
+    struct mig_frame f;
+
+    make_pair(&source, &target);
+    assert_int_equal(mig_send_u64(&source, MIG_PING, 1, &err), 0);
+    assert_int_equal(read(target.fd, bytes, sizeof(bytes)), sizeof(bytes));
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(write(source.fd, bytes, sizeof(bytes)), sizeof(bytes));
+    assert_int_equal(mig_receive(&target, &f, &err), 0);
+    refused(mig_receive(&target, &f, &err), &err, "frame 1 (ping): its number is 0");
+    mig_stream_clear(&source);
+    mig_stream_clear(&target);
+
+    make_pair(&source, &target);
+    err.text[0] = '\0';
+    bytes[MIG_HEADER_SIZE] ^= 1;
+    assert_int_equal(write(source.fd, bytes, sizeof(bytes)), sizeof(bytes));
+    refused(mig_receive(&target, &f, &err), &err, "frame 0 (ping): the payload's checksum is wrong");
+    mig_stream_clear(&source);
+    mig_stream_clear(&target);
+}
+
+/* -- pages, checksum, forecast -- */
+
+static void test_zero_pages(void **state)
+{
+    static uint8_t page[GUEST_PAGE_SIZE] __attribute__((aligned(4096)));
+
+    assert_true(mig_page_is_zero(page));
+    for (size_t i = 0; i < sizeof(page); i++) {
+        page[i] = 0x80;
+        assert_false(mig_page_is_zero(page));
+        page[i] = 0;
+    }
+    assert_true(mig_page_is_zero(page));
+}
+
+static void test_untouched(void **state)
+{
+    struct mem_config config = {.size = 8 * MiB};
+    uint64_t bits[8 * MiB / GUEST_PAGE_SIZE / 64];
+    struct mem *mem;
+
+    assert_int_equal(mem_new(&config, &mem), 0);
+    memset(bits, 0xff, sizeof(bits));
+    assert_int_equal(mig_skip_untouched(mem, bits), 2048);
+    assert_int_equal(mem_set(mem, 5 * 4096 + 10, 1, 4096), 0);
+    assert_int_equal(mem_set(mem, 8 * MiB - 1, 1, 1), 0);
+    memset(bits, 0xff, sizeof(bits));
+    /* A page of the file is at least one of the guest's. */
+    assert_true(mig_skip_untouched(mem, bits) <= 2045);
+    assert_true(bits[0] & 1u << 5 && bits[0] & 1u << 6);
+    assert_true(bits[31] >> 63);
+    assert_int_equal(mig_skip_untouched(mem, bits), 0);
+    mem_free(mem);
+}
+
+static void test_forecast(void **state)
+{
+    /* 1 GB/s is 244140 pages a second. */
+    struct mig_trend t = {.pending = 24414, .throughput = 1000000000, .limit_ns = 10 * NSEC_PER_MSEC,
+                          .overhead_ns = 2 * NSEC_PER_MSEC};
+    struct mig_forecast f = mig_forecast(&t);
+
+    assert_true(f.valid && f.converges);
+    assert_in_range(f.downtime_ns, 101 * NSEC_PER_MSEC, 103 * NSEC_PER_MSEC);
+    assert_in_range(f.converge_ns, 99 * NSEC_PER_MSEC, 101 * NSEC_PER_MSEC);
+    /* Half as fast as they go out: 100 + 50 + 25 + 12.5 ms, and 6.25 remain. */
+    t.dirty_rate = 122070;
+    f = mig_forecast(&t);
+    assert_true(f.converges);
+    assert_in_range(f.converge_ns, 186 * NSEC_PER_MSEC, 189 * NSEC_PER_MSEC);
+    t.dirty_rate = 244141;
+    assert_false(mig_forecast(&t).converges);
+    t.dirty_rate = UINT64_MAX;
+    assert_false(mig_forecast(&t).converges);
+    t.pending = 100;
+    assert_true(mig_forecast(&t).converges);
+    t.limit_ns = 1;
+    assert_false(mig_forecast(&t).converges);
+    t.throughput = 0;
+    assert_false(mig_forecast(&t).valid);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_hello),
+        cmocka_unit_test(test_headers),
+        cmocka_unit_test(test_setup_and_state),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_cut_at_every_byte),
+        cmocka_unit_test(test_replay_and_damage),
+        cmocka_unit_test(test_zero_pages),
+        cmocka_unit_test(test_untouched),
+        cmocka_unit_test(test_forecast),
+    };
+
+    log_init("test-migrate-wire", NULL);
+    return cmocka_run_group_tests_name("migrate-wire", tests, NULL, NULL);
+}
