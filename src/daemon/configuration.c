@@ -208,6 +208,21 @@ static int set_incoming(struct config *c, const char *value, char *error)
     return config_set_path(&c->incoming, value, error);
 }
 
+static int set_restore(struct config *c, const char *value, char *error)
+{
+    return config_set_path(&c->restore, value, error);
+}
+
+static int set_eager(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->eager, value);
+}
+
+static int set_verify(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->verify, value);
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -264,6 +279,9 @@ static const struct option_row options[] = {
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
     {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY,
      set_incoming, false},
+    {"restore", "DIR", "go on from a snapshot, with its configuration unless said otherwise", CMDLINE_ONLY, set_restore, false},
+    {"eager", NULL, "with --restore: copy guest memory instead of mapping the snapshot's file", CMDLINE_ONLY, set_eager, false},
+    {"verify", NULL, "with --restore: check the checksums of guest memory first", CMDLINE_ONLY, set_verify, false},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
     {"log-level", "LEVEL", "error, warning, info (default) or debug", EVERYWHERE, set_log_level, false},
     {"runtime-dir", "DIR", "where sockets go (default /run/umbra, or $XDG_RUNTIME_DIR/umbra)", CMDLINE_ONLY, set_runtime_dir, false},
@@ -294,6 +312,7 @@ void config_clear(struct config *c)
     free(c->cmdline);
     free(c->console_path);
     free(c->incoming);
+    free(c->restore);
     free(c->runtime_dir);
     free(c->config_file);
     for (unsigned int i = 0; i < c->disk_count; i++) {
@@ -465,7 +484,7 @@ static int apply_args(struct config *c, int argc, char **argv, bool only_file, c
         else if (opt == '?')
             return config_fail(error, "%.80s: no such option, or a value where none belongs (--help lists them)", argv[optind - 1]);
         o = &options[index];
-        if (only_file && o->set != set_config_file && o->set != set_check_config)
+        if (only_file && o->set != set_config_file && o->set != set_check_config && o->set != set_restore)
             continue;
         r = o->set(c, o->arg ? optarg : "true", why);
         if (r == -EINVAL)
@@ -500,9 +519,11 @@ static int resolve(struct config *c, char *error)
 
 int config_parse_args(struct config *c, int argc, char **argv, char *error)
 {
-    /* Twice: the file first, wherever the command line names it, then the options that win over it. */
+    /* Twice: snapshot and file first, wherever the command line names them, then the options that win over them. */
     int r = apply_args(c, argc, argv, true, error);
 
+    if (r == 0 && c->restore)
+        r = config_read_snapshot(c, error);
     if (r == 0 && c->config_file)
         r = read_config_file(c, error);
     if (r == 0)
@@ -518,6 +539,10 @@ int config_check(const struct config *c, char *error)
 {
     if (!c->kernel)
         return config_fail(error, "no kernel: give --kernel FILE");
+    if (c->restore && c->incoming)
+        return config_fail(error, "--restore and --incoming exclude each other");
+    if ((c->eager || c->verify) && !c->restore)
+        return config_fail(error, "--%s goes with --restore only", c->eager ? "eager" : "verify");
     if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
         return config_fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
     return 0;

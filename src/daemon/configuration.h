@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/json.h"
 #include "base/log.h"
 #include "device/chardev.h"
 #include "device/virtio/blk.h"
@@ -40,6 +41,8 @@ struct config {
     enum chardev_kind console;
     char *console_path; /* file:PATH */
     char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
+    char *restore;      /* the snapshot that the guest goes on from; NULL: none */
+    bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
     enum config_paging paging;
@@ -64,6 +67,18 @@ int config_parse_json(struct config *c, const char *file, const char *text, size
 
 /* Whole-config checks (kernel given, names, ranges); -EINVAL. */
 int config_check(const struct config *c, char *error);
+
+/* True for a guest that comes from elsewhere instead of being started: by migration or from a snapshot. */
+static inline bool config_arrives(const struct config *c)
+{
+    return c->incoming || c->restore;
+}
+
+/*
+ * What the guest sees of the configuration, as keys that config_parse_json takes, paths absolute: for a snapshot. NULL when
+ * out of memory.
+ */
+json_t *config_describe(const struct config *c);
 
 void config_print_help(void);
 

@@ -36,6 +36,8 @@ struct machine {
     struct host_info host;
     bool host_examined; /* all of it, not only paging */
 
+    struct snapshot_chain *snapshot; /* that it is restored from; NULL once that is done */
+
     int request_fd;
     struct event *request_event;
     atomic_uint requests;
@@ -45,5 +47,15 @@ struct machine {
     unsigned int io_error_count;
     bool io_stop; /* one of them, told or not, wants the machine to stop */
 };
+
+/*
+ * machine-restore.c, for config->restore; each 0 or -errno, logged. The first one opens and checks the snapshot, then memory
+ * comes before the VM is made, and the state into the finished machine (inmigrate).
+ */
+int machine_restore_open(struct machine *m);
+bool machine_restores_lazily(const struct config *c);
+int machine_restore_memory(struct machine *m);
+int machine_restore_state(struct machine *m);
+void machine_restore_close(struct machine *m);
 
 #endif

@@ -15,6 +15,7 @@
 #include "base/paths.h"
 #include "daemon/machine-devices.h"
 #include "daemon/machine-internal.h"
+#include "daemon/machine-state.h"
 #include "device/devices.h"
 
 static int create_devices(struct machine *m)
@@ -72,7 +73,7 @@ static void on_vcpu_start(void *opaque)
     struct machine *m = opaque;
 
     /* The proof would settle the vCPU's CPUID, which an arriving guest brings along. */
-    if (m->config->incoming)
+    if (config_arrives(m->config))
         host_prove_paging_apart(vm_kvm_fd(m->vm), &m->host);
     else
         host_prove_paging(m->vm, &m->host);
@@ -277,6 +278,11 @@ static int open_image(struct machine *m)
 
     config.acpi.mmio_device_count = machine_devices_describe(m->config, m->mmio);
     r = boot_open(&config, error, &m->image);
+    if (r < 0 && m->config->restore) {
+        /* Where a clone runs need not be where the guest was started. */
+        log_warn("%s: the guest cannot be reset", error);
+        return 0;
+    }
     if (r < 0)
         log_err("%s", error);
     return r;
@@ -289,6 +295,10 @@ static int load(struct machine *m, bool memory_used)
     struct vcpu_entry entry;
     int r;
 
+    if (!m->image) {
+        log_err("there is no kernel to load, see the warning at the start");
+        return -ENOENT;
+    }
     machine_devices_reset(m->devices);
     r = memory_used ? mem_discard(m->mem) : 0;
     if (r < 0) {
@@ -316,10 +326,15 @@ static int create_request_event(struct machine *m)
 
 static int create_memory(struct machine *m)
 {
-    struct mem_config config = {
-        .size = m->config->memory, .hugepages = m->config->hugepages, .prealloc = m->config->prealloc};
+    struct mem_config config = {.size = m->config->memory,
+                                .hugepages = m->config->hugepages,
+                                .prealloc = m->config->prealloc,
+                                .private = machine_restores_lazily(m->config)};
+    int r = m->config->restore ? machine_restore_open(m) : 0;
 
-    return mem_new(&config, &m->mem);
+    if (r == 0)
+        r = mem_new(&config, &m->mem);
+    return r == 0 && m->config->restore ? machine_restore_memory(m) : r;
 }
 
 static int create_vm(struct machine *m)
@@ -402,6 +417,7 @@ void machine_free(struct machine *m)
     chardev_free(m->console);
     vm_free(m->vm);
     boot_close(m->image);
+    machine_restore_close(m);
     mem_free(m->mem);
     if (m->request_event)
         event_free(m->request_event);
@@ -419,23 +435,42 @@ int machine_start(struct machine *m)
 {
     int r = check_paging(m);
 
-    if (r == 0 && m->config->incoming)
+    if (r == 0 && config_arrives(m->config))
         machine_devices_reset(m->devices);
     else if (r == 0)
         r = load(m, false);
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
-    if (m->config->incoming) {
+    if (config_arrives(m->config)) {
         m->state = RUN_STATE_INMIGRATE;
     } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
         run_guest(m);
     }
+    if (m->config->restore) {
+        r = machine_restore_state(m);
+        if (r < 0)
+            return r;
+        machine_arrived(m, !m->config->paused);
+    }
     return 0;
 }
 
 /* -- run state -- */
+
+bool machine_freeze(struct machine *m)
+{
+    if (m->state != RUN_STATE_RUNNING)
+        return false;
+    stop_guest(m);
+    return true;
+}
+
+void machine_thaw(struct machine *m)
+{
+    run_guest(m);
+}
 
 enum run_state machine_run_state(const struct machine *m)
 {
