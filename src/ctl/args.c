@@ -214,6 +214,14 @@ static int take_command(struct scan *s)
     char name[64];
 
     s->ctl->command = ctl_find_command(word);
+    if (s->ctl->command && second && is_group(word)) {
+        /* "snapshot merge" beside "snapshot": two words win, and "snapshot -- merge" names a VM. */
+        snprintf(name, sizeof(name), "%s %s", word, second);
+        if (ctl_find_command(name)) {
+            s->ctl->command = ctl_find_command(name);
+            s->at++;
+        }
+    }
     if (s->ctl->command)
         return CTL_DONE;
     if (!is_group(word)) {

@@ -56,6 +56,25 @@ static const struct ctl_option dirty_watch_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option snapshot_options[] = {
+    {'d', "diff", NULL, "only what was written since the last snapshot"},
+    {0, "no-track", NULL, "of a full one: no diff is to follow, so do not log what is written"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option snapshot_show_options[] = {
+    {0, "verify", NULL, "check guest memory against its checksums"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option restore_options[] = {
+    {'n', "name", "NAME", "what the VM is called (default \"umbra\")"},
+    {0, "eager", NULL, "copy guest memory instead of mapping the snapshot's file"},
+    {0, "verify", NULL, "check guest memory against its checksums first"},
+    {0, "paused", NULL, "do not run the guest"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -78,6 +97,13 @@ const struct ctl_command ctl_commands[] = {
     {"dirty rate", "[VM]", "measure how much the guest writes", dirty_rate_options, CTL_VM, 0, ctl_cmd_dirty_rate},
     {"dirty watch", "[VM]", "live map of what the guest writes", dirty_watch_options, CTL_VM, 0,
      ctl_cmd_dirty_watch},
+    {"snapshot", "[VM] DIR", "write a snapshot of the guest, which goes on", snapshot_options, CTL_VM, 1,
+     ctl_cmd_snapshot},
+    {"snapshot merge", "DIR OUT", "write a diff and all it stands on as one full snapshot", NULL, 0, 2,
+     ctl_cmd_snapshot_merge},
+    {"snapshot show", "DIR", "what a snapshot is and stands on", snapshot_show_options, 0, 1, ctl_cmd_snapshot_show},
+    {"restore", "DIR [-- OPTION...]", "go on from a snapshot, with options of umbrad", restore_options, 0, -1,
+     ctl_cmd_restore},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
     {"help", "[COMMAND]", "this help, or that of a command", NULL, 0, 2, ctl_cmd_help},

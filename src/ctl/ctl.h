@@ -161,6 +161,11 @@ int ctl_cmd_dirty_show(struct ctl *ctl);
 int ctl_cmd_dirty_rate(struct ctl *ctl);
 int ctl_cmd_dirty_watch(struct ctl *ctl);
 
+int ctl_cmd_snapshot(struct ctl *ctl);
+int ctl_cmd_snapshot_merge(struct ctl *ctl);
+int ctl_cmd_snapshot_show(struct ctl *ctl);
+int ctl_cmd_restore(struct ctl *ctl);
+
 int ctl_cmd_host(struct ctl *ctl);
 
 int ctl_cmd_qmp(struct ctl *ctl);
