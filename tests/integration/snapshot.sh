@@ -10,8 +10,8 @@
 # While the guest writes: the n-th write of its stream is a known word to a known page, so what memory has to hold after n
 # writes can be made anew in another guest.
 for backend in bitmap ring; do
-    dirtier_start live-$backend --memory 128M --dirty-log $backend
-    vm_ask live-$backend "set pattern=random seed=7 rate=4000" '^ok' 20
+    dirtier_start live-$backend --memory 64M --dirty-log $backend
+    vm_ask live-$backend "set pattern=random seed=7 rate=500" '^ok' 20
     for s in full diff; do
         vm_ask live-$backend count '^count writes=[1-9]' 20
         check "$backend: $s snapshot of a guest that writes" \
@@ -22,7 +22,7 @@ for backend in bitmap ring; do
         writes=$(sed -E 's/.*writes=([0-9]+).*/\1/' <<<"$vm_line")
         region_sum clone-$backend-$s
         got=$sum
-        dirtier_start model-$backend-$s --memory 128M
+        dirtier_start model-$backend-$s --memory 64M
         dirtier_dirty model-$backend-$s "$writes" 7 random
         region_sum model-$backend-$s
         is "$got" "$sum" "$backend: the $s one goes on where the guest was, with its memory of that moment ($writes writes)"
@@ -66,8 +66,8 @@ for how in c10 "c10 --eager" "merged --verify"; do
 done
 check "a reset guest starts anew" qmp restored-c10 system_reset
 check "and serves" vm_expect restored-c10 '^dirtier: ready' 60
-check "guest memory of a lazily restored VM is not passed on" not qmp restored-merged--verify get-guest-memory
-check "that of an eager one is" qmp restored-c10--eager get-guest-memory
+check "guest memory of a lazily restored VM is not passed on" not qmp restored-mergedverify get-guest-memory
+check "that of an eager one is" qmp restored-c10eager get-guest-memory
 check "and that of one that was reset" qmp restored-c10 get-guest-memory
 
 # Clones.

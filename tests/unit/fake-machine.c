@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "base/util.h"
+#include "daemon/machine-state.h"
 #include "daemon/qmp-server.h"
 #include "vcpu/stats.h"
 #include "vcpu/vcpu.h"
@@ -298,6 +299,23 @@ void machine_stop(struct machine *m)
         return;
     m->state = RUN_STATE_PAUSED;
     emit(m, "STOP", NULL);
+}
+
+bool machine_freeze(struct machine *m)
+{
+    return m->state == RUN_STATE_RUNNING;
+}
+
+void machine_thaw(struct machine *m)
+{
+}
+
+int machine_save(struct machine *m, struct state_writer *w)
+{
+    state_begin(w, "machine", 0, 1);
+    state_put_u64(w, "memory", mem_size(vm_mem(machine_vm(m))));
+    state_end(w);
+    return 0;
 }
 
 int machine_cont(struct machine *m, const char **ret_why)
