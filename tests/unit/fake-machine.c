@@ -301,6 +301,11 @@ void machine_stop(struct machine *m)
     emit(m, "STOP", NULL);
 }
 
+const char *host_paging_name(enum host_paging paging)
+{
+    return paging == HOST_PAGING_SHADOW ? "shadow" : "unknown";
+}
+
 bool machine_freeze(struct machine *m)
 {
     return m->state == RUN_STATE_RUNNING;
