@@ -213,15 +213,14 @@ static int take_command(struct scan *s)
     const char *word = s->argv[s->at], *second = s->at + 1 < s->argc ? s->argv[s->at + 1] : NULL;
     char name[64];
 
-    s->ctl->command = ctl_find_command(word);
-    if (s->ctl->command && second && is_group(word)) {
-        /* "snapshot merge" beside "snapshot": two words win, and "snapshot -- merge" names a VM. */
+    /* "mmu spaces" before "mmu". */
+    if (second && *second != '-') {
         snprintf(name, sizeof(name), "%s %s", word, second);
-        if (ctl_find_command(name)) {
-            s->ctl->command = ctl_find_command(name);
-            s->at++;
-        }
+        s->ctl->command = ctl_find_command(name);
+        s->at += s->ctl->command != NULL;
     }
+    if (!s->ctl->command)
+        s->ctl->command = ctl_find_command(word);
     if (s->ctl->command)
         return CTL_DONE;
     if (!is_group(word)) {
@@ -233,11 +232,6 @@ static int take_command(struct scan *s)
         return CTL_DONE;
     }
     if (second && *second != '-') {
-        snprintf(name, sizeof(name), "%s %s", word, second);
-        s->ctl->command = ctl_find_command(name);
-        s->at++;
-        if (s->ctl->command)
-            return CTL_DONE;
         ctl_error("unknown command '%s %s' (see vmctl help %s)", word, second, word);
         return CTL_USAGE;
     }

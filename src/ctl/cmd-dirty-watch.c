@@ -67,7 +67,7 @@ static int sample(void *opaque)
     _cleanup_close_ int fd = -1;
     struct dirty_snapshot s;
     uint64_t now;
-    int r = dirty_snapshot(v->ctl, v->client, v->consumer, "bitmap", false, &s, &answer, &fd);
+    int r = dirty_snapshot(v->ctl, v->client, v->consumer, "bitmap", 0, &s, &answer, &fd);
 
     if (r)
         return r;

@@ -162,7 +162,7 @@ int ctl_cmd_dirty_snapshot(struct ctl *ctl)
         return ctl_usage(ctl, save ? "--save goes with --format bitmap" : "--format bitmap needs --save FILE");
     r = ctl_connect(ctl, &c);
     if (r == CTL_DONE)
-        r = dirty_snapshot(ctl, c, consumer(ctl), format, ctl_opt(ctl, "peek") != NULL, &s, &answer, &fd);
+        r = dirty_snapshot(ctl, c, consumer(ctl), format, ctl_opt(ctl, "peek") ? DIRTY_PEEK : 0, &s, &answer, &fd);
     if (r == CTL_DONE && save)
         r = save_bitmap(ctl, fd, save);
     if (r)

@@ -75,6 +75,33 @@ static const struct ctl_option restore_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option dirty_top_options[] = {
+    {'i', "interval", "SECONDS", "time between two pictures (default 1)"},
+    {0, "once", NULL, "one picture, then end"},
+    {'c', "count", "N", "end after N pictures"},
+    {'n', "lines", "N", "at most N address spaces"},
+    {'v', "verbose", NULL, "say why names are missing"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option mmu_spaces_options[] = {
+    {'s', "sort", "ORDER", "by pages (default), tables, dirty, seen or root"},
+    {'l', "limit", "N", "how many (default 64)"},
+    {'v', "verbose", NULL, "say why names are missing"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option rmap_options[] = {
+    {'l', "limit", "N", "how many mappings (default 64)"},
+    {'v', "verbose", NULL, "say why names are missing"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option floods_options[] = {
+    {'l', "limit", "N", "how many (default 64)"},
+    END_OF_OPTIONS,
+};
+
 const struct ctl_command ctl_commands[] = {
     {"list", "", "the VMs of this host", NULL, 0, 0, ctl_cmd_list},
     {"status", "[VM]", "what a VM is and does", NULL, CTL_VM, 0, ctl_cmd_status},
@@ -97,6 +124,14 @@ const struct ctl_command ctl_commands[] = {
     {"dirty rate", "[VM]", "measure how much the guest writes", dirty_rate_options, CTL_VM, 0, ctl_cmd_dirty_rate},
     {"dirty watch", "[VM]", "live map of what the guest writes", dirty_watch_options, CTL_VM, 0,
      ctl_cmd_dirty_watch},
+    {"dirty top", "[VM]", "live list of who writes memory", dirty_top_options, CTL_VM, 0, ctl_cmd_dirty_top},
+    {"mmu", "[VM]", "what is known of the guest's page tables", NULL, CTL_VM, 0, ctl_cmd_mmu},
+    {"mmu spaces", "[VM]", "the guest's address spaces and their processes", mmu_spaces_options, CTL_VM, 0,
+     ctl_cmd_mmu_spaces},
+    {"mmu set", "[VM] KEY=VALUE...", "how page tables are tracked", NULL, CTL_VM, -1, ctl_cmd_mmu_set},
+    {"mmu verify", "[VM]", "compare the bookkeeping with a paused guest", NULL, CTL_VM, 0, ctl_cmd_mmu_verify},
+    {"rmap", "[VM] ADDRESS|gfn=N", "who maps a frame of guest memory", rmap_options, CTL_VM, 1, ctl_cmd_rmap},
+    {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
     {"snapshot", "[VM] DIR", "write a snapshot of the guest, which goes on", snapshot_options, CTL_VM, 1,
      ctl_cmd_snapshot},
     {"snapshot merge", "DIR OUT", "write a diff and all it stands on as one full snapshot", NULL, 0, 2,

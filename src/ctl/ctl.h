@@ -160,6 +160,15 @@ int ctl_cmd_dirty_stop(struct ctl *ctl);
 int ctl_cmd_dirty_show(struct ctl *ctl);
 int ctl_cmd_dirty_rate(struct ctl *ctl);
 int ctl_cmd_dirty_watch(struct ctl *ctl);
+int ctl_cmd_dirty_top(struct ctl *ctl);
+
+int ctl_cmd_mmu(struct ctl *ctl);
+int ctl_cmd_mmu_spaces(struct ctl *ctl);
+int ctl_cmd_mmu_set(struct ctl *ctl);
+int ctl_cmd_mmu_verify(struct ctl *ctl);
+
+int ctl_cmd_rmap(struct ctl *ctl);
+int ctl_cmd_floods(struct ctl *ctl);
 
 int ctl_cmd_snapshot(struct ctl *ctl);
 int ctl_cmd_snapshot_merge(struct ctl *ctl);

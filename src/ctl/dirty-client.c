@@ -40,7 +40,7 @@ int dirty_start(const struct ctl *ctl, struct client *c, const char *consumer, b
     return CTL_DONE;
 }
 
-int dirty_snapshot(const struct ctl *ctl, struct client *c, const char *consumer, const char *format, bool peek,
+int dirty_snapshot(const struct ctl *ctl, struct client *c, const char *consumer, const char *format, unsigned int flags,
                    struct dirty_snapshot *ret, json_t **ret_answer, int *ret_fd)
 {
     _cleanup_json_ json_t *answer = NULL;
@@ -50,8 +50,10 @@ int dirty_snapshot(const struct ctl *ctl, struct client *c, const char *consumer
     int fd = -1;
 
     json_add_str(arguments, "format", format);
-    if (peek)
+    if (flags & DIRTY_PEEK)
         json_add_bool(arguments, "peek", true);
+    if (flags & DIRTY_ATTRIBUTE)
+        json_add_bool(arguments, "attribute", true);
     if (client_call(c, "dirty-log-snapshot", arguments, ctl->reply_timeout_ms, &answer, &fd, &f) < 0)
         return ctl_fail(ctl, &f);
     if (json_get_u64(answer, "epoch", &s.epoch) < 0 || json_get_u64(answer, "pages", &s.pages) < 0) {

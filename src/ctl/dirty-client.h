@@ -22,8 +22,13 @@ json_t *dirty_arguments(const char *consumer);
 int dirty_start(const struct ctl *ctl, struct client *c, const char *consumer, bool all, uint64_t *ret_pages,
                 json_t **ret_answer);
 
+enum dirty_flags {
+    DIRTY_PEEK = 1 << 0,
+    DIRTY_ATTRIBUTE = 1 << 1,
+};
+
 /* dirty-log-snapshot; *ret_fd (may be NULL) is the bitmap's descriptor, the caller's, or -1. */
-int dirty_snapshot(const struct ctl *ctl, struct client *c, const char *consumer, const char *format, bool peek,
+int dirty_snapshot(const struct ctl *ctl, struct client *c, const char *consumer, const char *format, unsigned int flags,
                    struct dirty_snapshot *ret, json_t **ret_answer, int *ret_fd);
 
 int dirty_ack(const struct ctl *ctl, struct client *c, const char *consumer, uint64_t epoch, json_t **ret_answer);

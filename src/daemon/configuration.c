@@ -19,7 +19,16 @@
 #include "boot/boot.h"
 #include "daemon/configuration-internal.h"
 #include "mmu/mem.h"
+#include "mmu/page-limit.h"
 #include "vcpu/vm.h"
+
+const char *const config_tracking_names[] = {
+    [TRACKER_OFF] = "off",
+    [TRACKER_ON_DEMAND] = "on-demand",
+    [TRACKER_LIVE] = "live",
+    [TRACKER_PRECISE] = "precise",
+    [TRACKER_PRECISE + 1] = NULL,
+};
 
 enum option_where {
     CMDLINE_ONLY,
@@ -175,6 +184,80 @@ static int set_dirty_log(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_mmu(struct config *c, const char *value, char *error)
+{
+    int i = config_choose(config_tracking_names, value, error);
+
+    if (i < 0)
+        return i;
+    c->mmu.mode = (enum tracker_mode)i;
+    return 0;
+}
+
+static int set_number(const char *value, uint64_t min, uint64_t max, uint64_t *ret, char *error)
+{
+    uint64_t v;
+
+    if (size_parse_u64(value, max, &v) < 0 || v < min)
+        return config_fail(error, "\"%.40s\" is not a number from %" PRIu64 " to %" PRIu64, value, min, max);
+    *ret = v;
+    return 0;
+}
+
+static int set_mmu_sync_interval(struct config *c, const char *value, char *error)
+{
+    if (strcmp(value, "0") != 0)
+        return set_number(value, TRACKER_INTERVAL_MIN_US, TRACKER_INTERVAL_MAX_US, &c->mmu.interval_us, error);
+    c->mmu.interval_us = 0;
+    return 0;
+}
+
+static int set_mmu_cpu_budget(struct config *c, const char *value, char *error)
+{
+    uint64_t v = 0;
+    int r = set_number(value, 1, 100, &v, error);
+
+    if (r == 0)
+        c->mmu.cpu_budget = (unsigned int)v;
+    return r;
+}
+
+static int set_mmu_max_memory(struct config *c, const char *value, char *error)
+{
+    char least[32];
+    uint64_t v;
+
+    if (size_parse(value, &v) < 0)
+        return config_fail(error, "\"%.40s\" is no size (write it like 64M)", value);
+    if (v < MIRROR_MAX_MEMORY_MIN)
+        return config_fail(error, "%" PRIu64 " bytes is less than %s", v, size_format(MIRROR_MAX_MEMORY_MIN, least, sizeof(least)));
+    c->mmu.max_memory = v;
+    return 0;
+}
+
+static int set_mmu_page_limit(struct config *c, const char *value, char *error)
+{
+    if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
+        c->page_limit = *value == 'a' ? CONFIG_PAGE_LIMIT_AUTO : CONFIG_PAGE_LIMIT_OFF;
+        return 0;
+    }
+    if (set_number(value, PAGE_LIMIT_MIN, UINT32_MAX, &c->page_limit_pages, error) < 0)
+        return config_fail(error, "\"%.40s\" is neither auto nor off nor a number of pages from %u", value, (unsigned int)PAGE_LIMIT_MIN);
+    c->page_limit = CONFIG_PAGE_LIMIT_MANUAL;
+    return 0;
+}
+
+static int set_mmu_floods(struct config *c, const char *value, char *error)
+{
+    static const char *const values[] = {"on", "off", NULL};
+    int i = config_choose(values, value, error);
+
+    if (i < 0)
+        return i;
+    c->mmu.floods = i == 0;
+    return 0;
+}
+
 static int set_log_level(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {"error", "warning", "info", "debug", NULL};
@@ -274,6 +357,15 @@ static const struct option_row options[] = {
      EVERYWHERE, config_add_disk, true},
     {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging, false},
     {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log, false},
+    {"mmu", "MODE", "track guest page tables: live (default), precise, on-demand, off", EVERYWHERE, set_mmu, false},
+    {"mmu-sync-interval-us", "N", "time from one look at them to the next (default 0: as many as there are)", EVERYWHERE,
+     set_mmu_sync_interval, false},
+    {"mmu-cpu-budget", "PERCENT", "how much of one CPU looking may take (default 1)", EVERYWHERE, set_mmu_cpu_budget, false},
+    {"mmu-max-memory", "SIZE", "how much memory the bookkeeping may take (default 256M)", EVERYWHERE, set_mmu_max_memory, false},
+    {"mmu-page-limit", "PAGES", "KVM's limit on shadow pages: auto (default), off, or a number", EVERYWHERE,
+     set_mmu_page_limit, false},
+    {"mmu-floods", "on|off", "let go of page tables that are written all the time (default on)", EVERYWHERE,
+     set_mmu_floods, false},
     {"hugepages", NULL, "back guest memory with 2 MiB hugetlb pages", EVERYWHERE, set_hugepages, false},
     {"prealloc", NULL, "touch all guest memory before the start", EVERYWHERE, set_prealloc, false},
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
@@ -302,6 +394,7 @@ void config_init(struct config *c)
         .dirty_log = DIRTY_BITMAP,
         .log_level = LOG_LEVEL_INFO,
     };
+    tracker_default_settings(&c->mmu);
 }
 
 void config_clear(struct config *c)
@@ -365,6 +458,10 @@ static int json_value_text(const struct option_row *o, json_t *v, const char **r
         *ret = json_object_get_boolean(v) ? "true" : "false";
         return 0;
     }
+    if (strcmp(o->arg, "on|off") == 0 && json_object_is_type(v, json_type_boolean)) {
+        *ret = json_object_get_boolean(v) ? "on" : "off";
+        return 0;
+    }
     if (!json_object_is_type(v, json_type_string) && !json_object_is_type(v, json_type_int))
         return config_fail(error, "wants a string or a number");
     *ret = json_object_get_string(v);
@@ -381,12 +478,35 @@ static int apply_json_value(struct config *c, const struct option_row *o, json_t
     return r < 0 ? r : o->set(c, value, error);
 }
 
+static int apply_json_key(struct config *c, const char *key, json_t *v, char *error);
+
+/* "mmu": {"tracking": X, "cpu-budget": Y} is the same as "mmu": X and "mmu-cpu-budget": Y. */
+static int apply_mmu_object(struct config *c, json_t *object, char *error)
+{
+    json_object_object_foreach(object, key, value)
+    {
+        char option[64], why[CONFIG_ERROR_MAX] = "";
+        int n = snprintf(option, sizeof(option), "mmu-%s", key), r;
+
+        if (n >= (int)sizeof(option) || json_object_is_type(value, json_type_object))
+            return config_fail(error, "%.40s: is no key of mmu", key);
+        r = apply_json_key(c, strcmp(key, "tracking") == 0 ? "mmu" : option, value, why);
+        if (r == -EINVAL)
+            return config_fail(error, "%.40s: %.200s", key, why);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int apply_json_key(struct config *c, const char *key, json_t *v, char *error)
 {
     const struct option_row *o = find_option(key);
     size_t n;
     int r = 0;
 
+    if (strcmp(key, "mmu") == 0 && json_object_is_type(v, json_type_object))
+        return apply_mmu_object(c, v, error);
     if (!o || o->where != EVERYWHERE)
         return config_fail(error, "is no key of a configuration");
     if (!o->list || !json_object_is_type(v, json_type_array))

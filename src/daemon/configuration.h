@@ -12,6 +12,7 @@
 #include "device/chardev.h"
 #include "device/virtio/blk.h"
 #include "mmu/dirty.h"
+#include "mmu/tracker.h"
 
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
@@ -21,6 +22,13 @@
 enum config_paging {
     CONFIG_PAGING_SHADOW,
     CONFIG_PAGING_ANY,
+};
+
+/* KVM's limit on shadow pages. */
+enum config_page_limit {
+    CONFIG_PAGE_LIMIT_AUTO,
+    CONFIG_PAGE_LIMIT_OFF,    /* as KVM chooses it */
+    CONFIG_PAGE_LIMIT_MANUAL, /* page_limit_pages */
 };
 
 enum config_action {
@@ -47,11 +55,17 @@ struct config {
     unsigned int disk_count;
     enum config_paging paging;
     enum dirty_backend dirty_log;
+    struct tracker_settings mmu;
+    enum config_page_limit page_limit;
+    uint64_t page_limit_pages;
     char *runtime_dir;    /* as resolved */
     const char *kvm_path; /* $UMBRA_KVM or /dev/kvm; not owned */
     char *config_file;    /* that was read, or NULL */
     enum log_level log_level;
 };
+
+/* As configuration and QMP spell enum tracker_mode; ends with NULL. */
+extern const char *const config_tracking_names[];
 
 void config_init(struct config *c);
 void config_clear(struct config *c);

@@ -15,6 +15,7 @@ enum request {
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
     REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
 };
 
 /* Errors that wait to be told; of more at a time only the count is known. */
@@ -26,6 +27,7 @@ struct machine {
     struct machine_observer observer;
     struct mem *mem;
     struct vm *vm;
+    struct machine_mmu *mmu;
     struct boot_image *image;
     struct chardev *console;
     struct device_host device_host;
@@ -33,6 +35,8 @@ struct machine {
     struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
     enum run_state state;
     bool ended;
+    enum run_state left_from; /* what finish-migrate came after */
+    bool memory_given; /* guest memory is another process's now */
     struct host_info host;
     bool host_examined; /* all of it, not only paging */
 
@@ -47,6 +51,14 @@ struct machine {
     unsigned int io_error_count;
     bool io_stop; /* one of them, told or not, wants the machine to stop */
 };
+
+/* vCPUs parked and devices quiet: after it nothing changes guest memory but what the main thread does itself; and back. */
+void machine_guest_stop(struct machine *m);
+void machine_guest_run(struct machine *m);
+void machine_emit(struct machine *m, const char *name, json_t *data);
+void machine_end(struct machine *m, int status);
+/* Carry out what vCPUs and devices asked for. */
+void machine_take_requests(struct machine *m);
 
 /*
  * machine-restore.c, for config->restore; each 0 or -errno, logged. The first one opens and checks the snapshot, then memory

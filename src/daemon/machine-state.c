@@ -6,8 +6,10 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "daemon/machine-internal.h"
+#include "daemon/machine-mmu.h"
 #include "vcpu/state.h"
 
 #define FACTS_VERSION 1u
@@ -114,7 +116,71 @@ int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns
         err = vm_state_load(m->vm, r, captured_ns);
     if (err == 0)
         err = machine_devices_restore(m->devices, r);
+    if (err == 0)
+        machine_mmu_reset(m->mmu);
     return err;
+}
+
+void machine_hold(struct machine *m)
+{
+    if (m->state == RUN_STATE_RUNNING)
+        machine_guest_stop(m);
+}
+
+void machine_release(struct machine *m)
+{
+    if (m->state == RUN_STATE_RUNNING)
+        machine_guest_run(m);
+}
+
+static bool can_leave(enum run_state state)
+{
+    return state == RUN_STATE_RUNNING || state == RUN_STATE_PAUSED || state == RUN_STATE_PRELAUNCH ||
+           state == RUN_STATE_POSTMIGRATE;
+}
+
+int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+{
+    uint64_t start = clock_ns(), parked;
+
+    if (m->ended || m->memory_given || !can_leave(m->state))
+        return -ESHUTDOWN;
+    vm_pause(m->vm);
+    parked = clock_ns();
+    machine_guest_stop(m);
+    *ret_pause_ns = parked - start;
+    *ret_drain_ns = clock_ns() - parked;
+    /* What it asked for before it was stopped happens here, or it would be forgotten: a reset lets it run again. */
+    while (m->state == RUN_STATE_RUNNING && atomic_load(&m->requests)) {
+        machine_take_requests(m);
+        if (m->ended || !can_leave(m->state))
+            return -ESHUTDOWN;
+        machine_guest_stop(m);
+    }
+    m->left_from = m->state;
+    *ret_running = m->state == RUN_STATE_RUNNING;
+    m->state = RUN_STATE_FINISH_MIGRATE;
+    if (*ret_running)
+        machine_emit(m, "STOP", NULL);
+    return 0;
+}
+
+void machine_stay(struct machine *m)
+{
+    if (m->ended || m->state != RUN_STATE_FINISH_MIGRATE)
+        return;
+    m->state = m->left_from;
+    if (m->state != RUN_STATE_RUNNING)
+        return;
+    machine_emit(m, "RESUME", NULL);
+    machine_guest_run(m);
+}
+
+void machine_left(struct machine *m, bool memory)
+{
+    if (m->state == RUN_STATE_FINISH_MIGRATE)
+        m->state = RUN_STATE_POSTMIGRATE;
+    m->memory_given |= memory;
 }
 
 void machine_arrived(struct machine *m, bool run)

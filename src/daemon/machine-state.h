@@ -27,6 +27,23 @@ int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_diff
  */
 int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns);
 
+/*
+ * Stop a running guest for as long as machine_release is away, without a word to anybody: the run state stays. Nothing for a
+ * guest that is stopped already. Both in one turn of the main loop.
+ */
+void machine_hold(struct machine *m);
+void machine_release(struct machine *m);
+
+/*
+ * The guest is to leave: stop it (STOP) and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when there is no guest
+ * to move any more (it powered off, it cannot go on). How long vCPUs and devices took, in nanoseconds.
+ */
+int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns);
+/* It stays after all: as before machine_leave (RESUME). */
+void machine_stay(struct machine *m);
+/* It is gone: postmigrate. With its memory (`memory`) it can never run here again. */
+void machine_left(struct machine *m, bool memory);
+
 /* From inmigrate, memory and state complete, to running (RESUME) or paused. */
 void machine_arrived(struct machine *m, bool run);
 

@@ -33,17 +33,21 @@ static int create_devices(struct machine *m)
 }
 
 /* After it nothing changes guest memory but what the main thread does itself. */
-static void stop_guest(struct machine *m)
+void machine_guest_stop(struct machine *m)
 {
     if (!m->vm)
         return;
     vm_pause(m->vm);
     if (m->devices)
         machine_devices_quiesce(m->devices);
+    /* Last: a vCPU, or a device, may wait for it. */
+    if (m->mmu)
+        machine_mmu_paused(m->mmu);
 }
 
-static void run_guest(struct machine *m)
+void machine_guest_run(struct machine *m)
 {
+    machine_mmu_resuming(m->mmu);
     machine_devices_resume(m->devices);
     vm_resume(m->vm);
 }
@@ -109,11 +113,33 @@ static void on_device_io_error(void *opaque, const struct device_io_error *error
     post(m, REQUEST_IO_ERROR);
 }
 
-static void emit(struct machine *m, const char *name, json_t *data)
+void machine_emit(struct machine *m, const char *name, json_t *data)
 {
     m->observer.on_event(m->observer.opaque, name, data);
 }
 
+static void on_page_limit(void *opaque)
+{
+    post(opaque, REQUEST_PAGE_LIMIT);
+}
+
+static void emit_page_limits(struct machine *m)
+{
+    struct page_limit_event e;
+
+    while (machine_mmu_next_event(m->mmu, &e)) {
+        json_t *data = json_object_new_object();
+
+        json_add_u64(data, "previous", e.previous);
+        json_add_u64(data, "limit", e.limit);
+        json_add_str(data, "reason", e.reason);
+        json_add_u64(data, "shadow-pages", e.shadow_pages);
+        json_add_u64(data, "recycled", e.recycled);
+        machine_emit(m, "MMU_PAGE_LIMIT", data);
+    }
+}
+
+/* The guest stands still, and goes on. */
 static json_t *guest_reason(bool guest, const char *reason)
 {
     json_t *data = json_object_new_object();
@@ -123,7 +149,7 @@ static json_t *guest_reason(bool guest, const char *reason)
     return data;
 }
 
-static void end(struct machine *m, int status)
+void machine_end(struct machine *m, int status)
 {
     if (m->ended)
         return;
@@ -135,10 +161,10 @@ static void halt(struct machine *m, enum run_state state)
 {
     bool was_running = m->state == RUN_STATE_RUNNING;
 
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = state;
     if (was_running)
-        emit(m, "STOP", NULL);
+        machine_emit(m, "STOP", NULL);
 }
 
 static void guest_crashed(struct machine *m)
@@ -148,17 +174,17 @@ static void guest_crashed(struct machine *m)
     json_add_str(data, "action", "poweroff");
     log_err("the guest panicked");
     halt(m, RUN_STATE_GUEST_PANICKED);
-    emit(m, "GUEST_PANICKED", data);
-    end(m, 3);
+    machine_emit(m, "GUEST_PANICKED", data);
+    machine_end(m, 3);
 }
 
 static void guest_poweroff(struct machine *m)
 {
     log_info("the guest powered off");
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = RUN_STATE_SHUTDOWN;
-    emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
-    end(m, 0);
+    machine_emit(m, "SHUTDOWN", guest_reason(true, "guest-shutdown"));
+    machine_end(m, 0);
 }
 
 static void emit_io_error(struct machine *m, const struct device_io_error *error)
@@ -171,7 +197,7 @@ static void emit_io_error(struct machine *m, const struct device_io_error *error
     json_add_str(data, "action", error->stop ? "stop" : "report");
     json_add_bool(data, "nospace", error->no_space);
     json_add_str(data, "reason", strerror(error->error));
-    emit(m, "BLOCK_IO_ERROR", data);
+    machine_emit(m, "BLOCK_IO_ERROR", data);
 }
 
 static void disks_failed(struct machine *m)
@@ -185,7 +211,7 @@ static void disks_failed(struct machine *m)
     pthread_mutex_unlock(&m->io_error_lock);
     /* First: what is under way may fail, too, and wait for the same cont. */
     if (m->state == RUN_STATE_RUNNING && stop)
-        stop_guest(m);
+        machine_guest_stop(m);
     pthread_mutex_lock(&m->io_error_lock);
     n = m->io_error_count;
     stop = m->io_stop;
@@ -203,7 +229,8 @@ static void disks_failed(struct machine *m)
 
 static void forget_requests(struct machine *m)
 {
-    atomic_store(&m->requests, 0);
+    /* The page limit is no wish of the guest, and is kept over a reset. */
+    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
     pthread_mutex_lock(&m->io_error_lock);
     m->io_error_count = 0;
     m->io_stop = false;
@@ -212,21 +239,22 @@ static void forget_requests(struct machine *m)
 
 static int reset(struct machine *m, bool guest, const char *reason);
 
-static void on_requests(evutil_socket_t fd, short what, void *arg)
+void machine_take_requests(struct machine *m)
 {
-    struct machine *m = arg;
     unsigned int requests;
 
     fd_event_clear(m->request_fd);
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
-    /* Beside the others: it ends nothing. */
+    /* Beside the others: they end nothing. */
     if (requests & REQUEST_IO_ERROR)
         disks_failed(m);
+    if (requests & REQUEST_PAGE_LIMIT)
+        emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
-        stop_guest(m);
-        end(m, atomic_load(&m->exit_status));
+        machine_guest_stop(m);
+        machine_end(m, atomic_load(&m->exit_status));
     } else if (requests & REQUEST_INTERNAL_ERROR) {
         log_err("the guest cannot go on: state is internal-error, system_reset starts it anew");
         halt(m, RUN_STATE_INTERNAL_ERROR);
@@ -239,6 +267,11 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
         if (reset(m, true, "guest-reset") < 0)
             halt(m, RUN_STATE_INTERNAL_ERROR);
     }
+}
+
+static void on_requests(evutil_socket_t fd, short what, void *arg)
+{
+    machine_take_requests(arg);
 }
 
 /* -- putting it together -- */
@@ -349,6 +382,8 @@ static int create_vm(struct machine *m)
     };
     int r = vm_new(&config, m->mem, &m->vm);
 
+    if (r == 0)
+        r = machine_mmu_new(m->config, m->vm, on_page_limit, m, &m->mmu);
     return r < 0 ? r : vm_start(m->vm);
 }
 
@@ -409,13 +444,16 @@ void machine_free(struct machine *m)
 {
     if (!m)
         return;
-    stop_guest(m);
+    machine_guest_stop(m);
     /* While the serial port is there: it may hold bytes that the console had no room for. */
     if (m->console)
         chardev_drain(m->console, 1000);
     machine_devices_free(m->devices);
     chardev_free(m->console);
+    machine_mmu_stop(m->mmu);
     vm_free(m->vm);
+    /* Last: a vCPU may wait for it until its thread has ended. */
+    machine_mmu_free(m->mmu);
     boot_close(m->image);
     machine_restore_close(m);
     mem_free(m->mem);
@@ -446,7 +484,7 @@ int machine_start(struct machine *m)
         m->state = RUN_STATE_INMIGRATE;
     } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
-        run_guest(m);
+        machine_guest_run(m);
     }
     if (m->config->restore) {
         r = machine_restore_state(m);
@@ -489,6 +527,7 @@ const char *machine_run_state_name(enum run_state state)
         [RUN_STATE_IO_ERROR] = "io-error",
         [RUN_STATE_INMIGRATE] = "inmigrate",
         [RUN_STATE_POSTMIGRATE] = "postmigrate",
+        [RUN_STATE_FINISH_MIGRATE] = "finish-migrate",
     };
 
     return names[state];
@@ -505,16 +544,24 @@ int machine_cont(struct machine *m, const char **ret_why)
     switch (m->state) {
     case RUN_STATE_RUNNING:
         return 0;
+    case RUN_STATE_POSTMIGRATE:
+        if (m->memory_given) {
+            *ret_why = "guest memory was handed over to another process";
+            return -EPERM;
+        }
+        /* fall through */
     case RUN_STATE_PRELAUNCH:
     case RUN_STATE_PAUSED:
     case RUN_STATE_IO_ERROR:
-    case RUN_STATE_POSTMIGRATE:
         m->state = RUN_STATE_RUNNING;
-        emit(m, "RESUME", NULL);
-        run_guest(m);
+        machine_emit(m, "RESUME", NULL);
+        machine_guest_run(m);
         return 0;
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
+        return -EPERM;
+    case RUN_STATE_FINISH_MIGRATE:
+        *ret_why = "the guest is about to leave";
         return -EPERM;
     case RUN_STATE_SHUTDOWN:
     case RUN_STATE_INTERNAL_ERROR:
@@ -531,15 +578,16 @@ static int reset(struct machine *m, bool guest, const char *reason)
     bool go_on = m->state == RUN_STATE_RUNNING;
     int r;
 
-    stop_guest(m);
+    machine_guest_stop(m);
     /* What a vCPU asked for before it was stopped belongs to the life that ends here. */
     forget_requests(m);
+    machine_mmu_reset(m->mmu);
     r = load(m, true);
     if (r < 0)
         return r;
-    emit(m, "RESET", guest_reason(guest, reason));
+    machine_emit(m, "RESET", guest_reason(guest, reason));
     if (go_on)
-        run_guest(m);
+        machine_guest_run(m);
     else
         m->state = RUN_STATE_PRELAUNCH;
     return 0;
@@ -549,7 +597,7 @@ int machine_reset(struct machine *m)
 {
     int r;
 
-    if (m->state == RUN_STATE_INMIGRATE)
+    if (m->state == RUN_STATE_INMIGRATE || m->state == RUN_STATE_FINISH_MIGRATE || m->memory_given)
         return -EBUSY;
     r = reset(m, false, "host-qmp-system-reset");
 
@@ -563,7 +611,7 @@ int machine_powerdown(struct machine *m)
     int r = acpi_pm_power_button(machine_devices_find(m->devices, DEVICE_ACPI_PM, 0));
 
     if (r == 0)
-        emit(m, "POWERDOWN", NULL);
+        machine_emit(m, "POWERDOWN", NULL);
     return r;
 }
 
@@ -571,10 +619,10 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    stop_guest(m);
+    machine_guest_stop(m);
     m->state = RUN_STATE_SHUTDOWN;
-    emit(m, "SHUTDOWN", guest_reason(false, reason));
-    end(m, 0);
+    machine_emit(m, "SHUTDOWN", guest_reason(false, reason));
+    machine_end(m, 0);
 }
 
 void machine_quit(struct machine *m)
@@ -595,6 +643,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "boot/boot.h"
 #include "daemon/configuration.h"
+#include "daemon/machine-mmu.h"
 #include "device/device.h"
 #include "vcpu/host.h"
 #include "vcpu/vm.h"
@@ -30,6 +31,7 @@ enum run_state {
     RUN_STATE_IO_ERROR,
     RUN_STATE_INMIGRATE,
     RUN_STATE_POSTMIGRATE,
+    RUN_STATE_FINISH_MIGRATE,
 };
 
 /* What the machine tells the daemon. Main thread. */
@@ -61,7 +63,7 @@ const char *machine_run_state_name(enum run_state state);
 void machine_stop(struct machine *m);
 /* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
 int machine_cont(struct machine *m, const char **ret_why);
-/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY in inmigrate. */
+/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY while the guest arrives, leaves, or is gone with its memory. */
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);
@@ -78,6 +80,7 @@ void machine_thaw(struct machine *m);
 
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
+struct machine_mmu *machine_mmu(struct machine *m);
 /* What this host offers; the first call looks at what a start does not need to know, which takes some 20 ms. */
 const struct host_info *machine_host(struct machine *m);
 /* The index-th disk (a vblk), or NULL. */

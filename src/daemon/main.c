@@ -16,6 +16,7 @@
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/machine.h"
+#include "daemon/migration.h"
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
 #include "vcpu/host.h"
@@ -34,6 +35,7 @@ struct daemon {
     struct event *signals[ARRAY_SIZE(end_signals)];
     struct machine *machine;
     struct qmp_server *qmp;
+    struct migration *migration;
     int status;
 };
 
@@ -98,6 +100,16 @@ static int listen_on(struct daemon *d, const char *file, bool read_only)
     return r < 0 ? r : qmp_server_listen(d->qmp, path, read_only);
 }
 
+static int wait_for_guest(struct daemon *d)
+{
+    char error[MIGRATION_ERROR_MAX];
+    int r = migration_incoming(d->migration, d->config.incoming, error);
+
+    if (r < 0)
+        log_err("--incoming: %s", error);
+    return r;
+}
+
 static int start(struct daemon *d)
 {
     const struct machine_observer observer = {
@@ -114,13 +126,19 @@ static int start(struct daemon *d)
     if (r == 0)
         r = machine_new(&d->config, d->events, &observer, &d->machine);
     if (r == 0)
+        r = migration_new(d->events, d->machine, &observer, &d->migration);
+    if (r == 0)
         r = qmp_server_new(d->events, d->machine, &d->qmp);
+    if (r == 0)
+        qmp_server_set_migration(d->qmp, d->migration);
     if (r == 0)
         r = listen_on(d, "control.sock", false);
     if (r == 0)
         r = listen_on(d, "control-ro.sock", true);
     if (r == 0)
         r = machine_start(d->machine);
+    if (r == 0 && d->config.incoming)
+        r = wait_for_guest(d);
     return r;
 }
 
@@ -130,6 +148,7 @@ static void finish(struct daemon *d)
     if (d->qmp)
         qmp_server_flush(d->qmp, FLUSH_MS);
     qmp_server_free(d->qmp);
+    migration_free(d->migration);
     machine_free(d->machine);
     for (size_t i = 0; i < ARRAY_SIZE(end_signals); i++)
         if (d->signals[i])

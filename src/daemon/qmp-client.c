@@ -40,6 +40,7 @@ static void client_kill(struct qmp_client *c)
     c->reading = false;
     c->fd = fd_close(c->fd);
     c->out_fd = fd_close(c->out_fd);
+    c->session.passed_fd = fd_close(c->session.passed_fd);
     log_debug("control client (pid %d, uid %u) is gone", (int)c->pid, (unsigned int)c->uid);
     qmp_server_later(c->server);
 }
@@ -369,6 +370,30 @@ void qmp_client_resume(struct qmp_client *c)
         take_input(c, c->in, c->in_len);
 }
 
+/* As recv; a descriptor that comes along is kept for the command that takes it. */
+static ssize_t receive(struct qmp_client *c, char *buf, size_t room)
+{
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(4 * sizeof(int))];
+    } control;
+    struct iovec iov = {buf, room};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control.space)};
+    ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+    for (struct cmsghdr *h = n < 0 ? NULL : CMSG_FIRSTHDR(&msg); h; h = CMSG_NXTHDR(&msg, h)) {
+        size_t count = h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS ? (h->cmsg_len - CMSG_LEN(0)) / sizeof(int)
+                                                                                 : 0;
+
+        for (size_t i = 0; i < count; i++) {
+            fd_close(c->session.passed_fd);
+            memcpy(&c->session.passed_fd, CMSG_DATA(h) + i * sizeof(int), sizeof(int));
+        }
+    }
+    return n;
+}
+
 static void on_readable(evutil_socket_t fd, short what, void *opaque)
 {
     struct qmp_client *c = opaque;
@@ -384,7 +409,7 @@ static void on_readable(evutil_socket_t fd, short what, void *opaque)
         buf = c->in + c->in_len;
         room = MIN(c->in_cap - c->in_len, (size_t)QMP_READ_SIZE);
     }
-    n = recv(c->fd, buf, room, MSG_DONTWAIT);
+    n = receive(c, buf, room);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n < 0) {
@@ -427,7 +452,7 @@ struct qmp_client *qmp_client_new(struct qmp_server *s, int fd, bool read_only)
         return NULL;
     }
     c->server = s;
-    c->session = (struct qmp_session){.context = &s->context, .read_only = read_only};
+    c->session = (struct qmp_session){.context = &s->context, .read_only = read_only, .passed_fd = -1};
     c->fd = fd;
     c->out_fd = -1;
     qmp_frame_init(&c->frame);

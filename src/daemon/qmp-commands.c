@@ -4,10 +4,14 @@
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-internal.h"
+#include "migrate/wire.h"
+#include "mmu/flood.h"
+#include "mmu/tracker.h"
 
 static const char *const dirty_rate_modes[] = {"page-sampling", "dirty-ring", "dirty-bitmap", NULL};
 static const char *const dirty_start_modes[] = {"changes", "all", NULL};
 static const char *const dirty_formats[] = {"count", "ranges", "bitmap", NULL};
+static const char *const space_sorts[] = {"pages", "tables", "dirty", "seen", "root", NULL};
 static const char *const stats_targets[] = {"vm", "vcpu", NULL};
 static const char *const stats_providers[] = {"kvm", "umbra", NULL};
 
@@ -32,6 +36,7 @@ static const struct qmp_arg dirty_log_snapshot_args[] = {
     {.name = "name", .type = QMP_ARG_STR},
     {.name = "format", .type = QMP_ARG_STR, .optional = true, .values = dirty_formats},
     {.name = "peek", .type = QMP_ARG_BOOL, .optional = true},
+    {.name = "attribute", .type = QMP_ARG_BOOL, .optional = true},
     {0},
 };
 
@@ -48,6 +53,68 @@ static const struct qmp_arg dirty_log_stop_args[] = {
 
 static const struct qmp_arg capabilities_args[] = {
     {.name = "enable", .type = QMP_ARG_ARRAY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg fd_args[] = {
+    {.name = "fdname", .type = QMP_ARG_STR},
+    {0},
+};
+
+static const struct qmp_arg migrate_args[] = {
+    {.name = "uri", .type = QMP_ARG_STR},
+    {.name = "local", .type = QMP_ARG_BOOL, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg migrate_incoming_args[] = {
+    {.name = "uri", .type = QMP_ARG_STR},
+    {0},
+};
+
+static const struct qmp_arg migrate_continue_args[] = {
+    {.name = "state", .type = QMP_ARG_STR},
+    {0},
+};
+
+static const struct qmp_arg migrate_set_parameters_args[] = {
+    {.name = "max-bandwidth", .type = QMP_ARG_INT, .optional = true},
+    {.name = "downtime-limit", .type = QMP_ARG_INT, .optional = true, .max = 2000000},
+    {.name = "multifd-channels", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIG_MAX_CHANNELS},
+    {.name = "strategy", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_strategies},
+    {0},
+};
+
+static const struct qmp_arg migrate_set_capabilities_args[] = {
+    {.name = "capabilities", .type = QMP_ARG_ARRAY},
+    {0},
+};
+
+static const struct qmp_arg mmu_set_args[] = {
+    {.name = "tracking", .type = QMP_ARG_STR, .optional = true, .values = config_tracking_names},
+    {.name = "sync-interval-us", .type = QMP_ARG_INT, .optional = true, .max = TRACKER_INTERVAL_MAX_US},
+    {.name = "cpu-budget", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 100},
+    {.name = "max-memory", .type = QMP_ARG_INT, .optional = true, .min = MIRROR_MAX_MEMORY_MIN, .max = INT64_MAX},
+    {.name = "floods", .type = QMP_ARG_BOOL, .optional = true},
+    {.name = "page-limit", .type = QMP_ARG_ANY, .optional = true},
+    {0},
+};
+
+static const struct qmp_arg query_mmu_floods_args[] = {
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIRROR_FLOODS_MAX},
+    {0},
+};
+
+static const struct qmp_arg query_mmu_spaces_args[] = {
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 4096},
+    {.name = "sort", .type = QMP_ARG_STR, .optional = true, .values = space_sorts},
+    {0},
+};
+
+static const struct qmp_arg query_rmap_args[] = {
+    {.name = "gfn", .type = QMP_ARG_INT, .optional = true},
+    {.name = "gpa", .type = QMP_ARG_INT, .optional = true},
+    {.name = "limit", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 4096},
     {0},
 };
 
@@ -72,6 +139,7 @@ static const struct qmp_arg snapshot_args[] = {
 
 const struct qmp_command qmp_commands[] = {
     {"calc-dirty-rate", 0, calc_dirty_rate_args, "Measure how fast the guest dirties its memory.", qmp_calc_dirty_rate},
+    {"closefd", 0, fd_args, "Close a descriptor that getfd has kept.", qmp_closefd},
     {"cont", 0, NULL, "Let the guest run.", qmp_cont},
     {"dirty-log-ack", 0, dirty_log_ack_args, "Forget the pages of a consumer's newest epoch.", qmp_dirty_log_ack},
     {"dirty-log-snapshot", 0, dirty_log_snapshot_args, "Take the pages written since the last snapshot.",
@@ -79,6 +147,16 @@ const struct qmp_command qmp_commands[] = {
     {"dirty-log-start", 0, dirty_log_start_args, "Add a consumer to the dirty log.", qmp_dirty_log_start},
     {"dirty-log-stop", 0, dirty_log_stop_args, "Remove a consumer from the dirty log.", qmp_dirty_log_stop},
     {"get-guest-memory", 0, NULL, "Pass a read-only descriptor of guest memory.", qmp_get_guest_memory},
+    {"getfd", 0, fd_args, "Keep a descriptor that comes with the command (SCM_RIGHTS).", qmp_getfd},
+    {"migrate", 0, migrate_args, "Move the guest to another daemon.", qmp_migrate},
+    {"migrate-continue", 0, migrate_continue_args, "Let a migration that waits go on.", qmp_migrate_continue},
+    {"migrate-incoming", 0, migrate_incoming_args, "Wait for a guest at an address.", qmp_migrate_incoming},
+    {"migrate-set-capabilities", 0, migrate_set_capabilities_args, "Switch features of migration on or off.",
+     qmp_migrate_set_capabilities},
+    {"migrate-set-parameters", 0, migrate_set_parameters_args, "Set limits of migration.", qmp_migrate_set_parameters},
+    {"migrate_cancel", 0, NULL, "End the migration that runs.", qmp_migrate_cancel},
+    {"mmu-set", 0, mmu_set_args, "Change how guest page tables are tracked.", qmp_mmu_set},
+    {"mmu-verify", 0, NULL, "Compare the bookkeeping of a paused guest with its page tables.", qmp_mmu_verify},
     {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
     {"query-block", QMP_READONLY, NULL, "List the disks and their images.", qmp_query_block},
     {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
@@ -90,7 +168,16 @@ const struct qmp_command qmp_commands[] = {
     {"query-kvm", QMP_READONLY, NULL, "Tell whether KVM is in use.", qmp_query_kvm},
     {"query-memory-size-summary", QMP_READONLY, NULL, "Tell the size of guest memory.",
      qmp_query_memory_size_summary},
+    {"query-migrate", QMP_READONLY, NULL, "Tell how the newest migration goes or went.", qmp_query_migrate},
+    {"query-migrate-capabilities", QMP_READONLY, NULL, "Tell the features of migration that are on.",
+     qmp_query_migrate_capabilities},
+    {"query-migrate-parameters", QMP_READONLY, NULL, "Tell the limits of migration.", qmp_query_migrate_parameters},
+    {"query-mmu", QMP_READONLY, NULL, "Tell what is known of the guest's page tables, and how.", qmp_query_mmu},
+    {"query-mmu-floods", QMP_READONLY, query_mmu_floods_args,
+     "List page tables that were let go of because they are written all the time.", qmp_query_mmu_floods},
+    {"query-mmu-spaces", QMP_READONLY, query_mmu_spaces_args, "List the guest's address spaces.", qmp_query_mmu_spaces},
     {"query-name", QMP_READONLY, NULL, "Tell the name of the VM.", qmp_query_name},
+    {"query-rmap", QMP_READONLY, query_rmap_args, "List every mapping of a frame of guest memory.", qmp_query_rmap},
     {"query-snapshot", QMP_READONLY, NULL, "Tell what became of the last snapshot.", qmp_query_snapshot},
     {"query-stats", QMP_READONLY, query_stats_args, "Read statistics of the VM or of its vCPUs.", qmp_query_stats},
     {"query-stats-schemas", QMP_READONLY, query_stats_schemas_args, "Describe the statistics that query-stats gives.",

@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
+#include "daemon/machine-mmu.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
 #include "daemon/range-text.h"
@@ -42,6 +43,10 @@ static const char *consumer_name(struct qmp_request *req)
         if (strcmp(name, own[i].name) != 0)
             continue;
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to %s", name, own[i].owner);
+        return NULL;
+    }
+    if (strcmp(name, "migration") == 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to migrate", name);
         return NULL;
     }
     return name;
@@ -243,28 +248,72 @@ static json_t *answer_object(struct qmp_request *req, struct vm *vm, const struc
     return answer;
 }
 
+/*
+ * What would fail is refused before the snapshot is taken, and *ret_copy made ready: attribution works on a copy, because a
+ * vCPU with a full ring waits for the log's lock, and because the mirror's lock comes before it.
+ */
+static bool may_attribute(struct qmp_request *req, const char *format, struct page_set *ret_copy)
+{
+    struct tracker_settings s;
+
+    tracker_settings(machine_mmu_tracker(machine_mmu(req->machine)), &s);
+    if (strcmp(format, "ranges") == 0)
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "attribute does not go with format ranges");
+    else if (s.mode == TRACKER_OFF)
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "guest page tables are not tracked: mmu-set tracking first");
+    else if (page_set_init(ret_copy, mem_pages(vm_mem(machine_vm(req->machine)))) < 0)
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "out of memory; no page is lost");
+    return !req->error.set;
+}
+
+/* Takes the answer; NULL with the error set. */
+static json_t *add_attribution(struct qmp_request *req, json_t *answer, const struct page_set *dirty)
+{
+    json_t *attribution = qmp_attribution(req, dirty);
+
+    if (attribution) {
+        json_add(answer, "attribution", attribution);
+        return answer;
+    }
+    json_object_put(answer);
+    if (req->reply_fd >= 0)
+        req->reply_fd = fd_close(req->reply_fd);
+    return NULL;
+}
+
 json_t *qmp_dirty_log_snapshot(struct qmp_request *req)
 {
     struct vm *vm = machine_vm(req->machine);
     struct dirty_log *log = vm_dirty_log(vm);
     const char *name = consumer_name(req), *format = "count";
     struct dirty_snapshot snapshot;
+    struct page_set copy = {0};
     json_t *answer = NULL;
-    bool peek = false;
+    bool peek = false, attribute = false;
     int r;
 
     if (!name)
         return NULL;
     json_get_str(req->args, "format", &format);
     json_get_bool(req->args, "peek", &peek);
+    json_get_bool(req->args, "attribute", &attribute);
+    if (attribute && !may_attribute(req, format, &copy))
+        return NULL;
     r = dirty_log_snapshot_lock(log, name, peek, &snapshot);
-    if (r < 0)
+    if (r < 0) {
+        page_set_free(&copy);
         return consumer_error(req, name, r);
+    }
+    if (attribute)
+        page_set_merge(&copy, snapshot.set);
     if (strcmp(format, "ranges") == 0)
         answer_ranges(req, vm_mem(vm), &snapshot);
     else
         answer = answer_object(req, vm, &snapshot, strcmp(format, "bitmap") == 0);
     dirty_log_unlock(log);
+    if (attribute && answer)
+        answer = add_attribution(req, answer, &copy);
+    page_set_free(&copy);
     return answer;
 }
 

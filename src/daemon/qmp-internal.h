@@ -51,6 +51,15 @@ json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
 json_t *qmp_query_block(struct qmp_request *req);
+json_t *qmp_mmu_set(struct qmp_request *req);
+json_t *qmp_mmu_verify(struct qmp_request *req);
+json_t *qmp_query_mmu(struct qmp_request *req);
+json_t *qmp_query_mmu_floods(struct qmp_request *req);
+json_t *qmp_query_mmu_spaces(struct qmp_request *req);
+json_t *qmp_query_rmap(struct qmp_request *req);
+/* "attribution" of dirty-log-snapshot, or NULL with the error set. Without the dirty log's lock. */
+struct page_set;
+json_t *qmp_attribution(struct qmp_request *req, const struct page_set *dirty);
 
 json_t *qmp_query_stats(struct qmp_request *req);
 json_t *qmp_query_stats_schemas(struct qmp_request *req);
@@ -73,5 +82,18 @@ json_t *qmp_snapshot_cancel(struct qmp_request *req);
 
 json_t *qmp_calc_dirty_rate(struct qmp_request *req);
 json_t *qmp_query_dirty_rate(struct qmp_request *req);
+
+extern const char *const qmp_migrate_strategies[];
+json_t *qmp_migrate(struct qmp_request *req);
+json_t *qmp_migrate_incoming(struct qmp_request *req);
+json_t *qmp_migrate_cancel(struct qmp_request *req);
+json_t *qmp_migrate_continue(struct qmp_request *req);
+json_t *qmp_migrate_set_parameters(struct qmp_request *req);
+json_t *qmp_migrate_set_capabilities(struct qmp_request *req);
+json_t *qmp_query_migrate(struct qmp_request *req);
+json_t *qmp_query_migrate_parameters(struct qmp_request *req);
+json_t *qmp_query_migrate_capabilities(struct qmp_request *req);
+json_t *qmp_getfd(struct qmp_request *req);
+json_t *qmp_closefd(struct qmp_request *req);
 
 #endif

@@ -205,6 +205,11 @@ int qmp_server_new(struct event_base *events, struct machine *machine, struct qm
     return 0;
 }
 
+void qmp_server_set_migration(struct qmp_server *s, struct migration *migration)
+{
+    s->context.migration = migration;
+}
+
 void qmp_server_free(struct qmp_server *s)
 {
     struct qmp_client *c;

@@ -23,6 +23,8 @@ struct qmp_server;
 
 /* Make a server for the machine, which has not been started yet and outlives it. -ENOMEM. */
 int qmp_server_new(struct event_base *events, struct machine *machine, struct qmp_server **ret);
+/* What the migration commands work on; it outlives the server. */
+void qmp_server_set_migration(struct qmp_server *s, struct migration *migration);
 /* Closes every connection and unlinks the sockets it made. NULL is fine. */
 void qmp_server_free(struct qmp_server *s);
 

@@ -47,6 +47,8 @@ struct vm_counters {
     struct dirty_stats dirty;
     uint64_t bus_unclaimed;
     struct vblk_counters disks; /* of all of them */
+    uint64_t mmu_tables, mmu_entries, mmu_spaces, mmu_memory, mmu_flooded, mmu_incomplete;
+    struct tracker_stats mmu;
 };
 
 struct own_stat {
@@ -55,6 +57,8 @@ struct own_stat {
 };
 
 #define OWN(name_, type_, field_) {{.name = name_, .type = STATS_CUMULATIVE, .count = 1}, offsetof(type_, field_)}
+
+#define NOW(name_, type_, field_) {{.name = name_, .type = STATS_INSTANT, .count = 1}, offsetof(type_, field_)}
 
 static const struct own_stat vm_stats[] = {
     OWN("bus_unclaimed", struct vm_counters, bus_unclaimed),
@@ -83,6 +87,31 @@ static const struct own_stat vm_stats[] = {
     OWN("dirty_ring_entries", struct vm_counters, dirty.ring_entries),
     OWN("dirty_ring_resets", struct vm_counters, dirty.ring_resets),
     OWN("dirty_failures", struct vm_counters, dirty.failures),
+    NOW("mmu_tables", struct vm_counters, mmu_tables),
+    NOW("mmu_entries", struct vm_counters, mmu_entries),
+    NOW("mmu_spaces", struct vm_counters, mmu_spaces),
+    {{.name = "mmu_memory", .type = STATS_INSTANT, .unit = STATS_BYTES, .count = 1},
+     offsetof(struct vm_counters, mmu_memory)},
+    NOW("mmu_flooded_tables", struct vm_counters, mmu_flooded),
+    NOW("mmu_incomplete_tables", struct vm_counters, mmu_incomplete),
+    OWN("mmu_ticks", struct vm_counters, mmu.ticks),
+    {{.name = "mmu_cpu_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1},
+     offsetof(struct vm_counters, mmu.cpu_ns)},
+    OWN("mmu_events", struct vm_counters, mmu.events),
+    OWN("mmu_scans", struct vm_counters, mmu.scans),
+    OWN("mmu_scanned_pages", struct vm_counters, mmu.scanned_pages),
+    OWN("mmu_tables_read", struct vm_counters, mmu.mirror.tables_read),
+    OWN("mmu_tables_changed", struct vm_counters, mmu.mirror.tables_changed),
+    OWN("mmu_entries_linked", struct vm_counters, mmu.mirror.entries_linked),
+    OWN("mmu_entries_unlinked", struct vm_counters, mmu.mirror.entries_unlinked),
+    OWN("mmu_entries_updated", struct vm_counters, mmu.mirror.entries_updated),
+    OWN("mmu_ad_updates", struct vm_counters, mmu.mirror.ad_updates),
+    OWN("mmu_bulk_clears", struct vm_counters, mmu.mirror.bulk_clears),
+    OWN("mmu_zapped_tables", struct vm_counters, mmu.mirror.zapped_pages),
+    OWN("mmu_floods", struct vm_counters, mmu.mirror.floods),
+    OWN("mmu_roots_added", struct vm_counters, mmu.mirror.roots_added),
+    OWN("mmu_roots_dropped", struct vm_counters, mmu.mirror.roots_dropped),
+    OWN("mmu_roots_evicted", struct vm_counters, mmu.mirror.roots_evicted),
 };
 
 static const struct own_stat vcpu_stats[] = {
@@ -201,6 +230,21 @@ static void sum_disks(struct machine *machine, struct vblk_counters *ret)
     }
 }
 
+static void read_mmu(struct qmp_stats *s, struct vm_counters *ret)
+{
+    const struct mirror_stats *m = &ret->mmu.mirror;
+    struct tracker_info info;
+
+    tracker_info(machine_mmu_tracker(machine_mmu(s->machine)), &info);
+    ret->mmu = info.stats;
+    ret->mmu_tables = m->table_memory / GUEST_PAGE_SIZE;
+    ret->mmu_entries = m->entries;
+    ret->mmu_spaces = m->roots;
+    ret->mmu_memory = m->memory + m->frame_memory;
+    ret->mmu_flooded = m->stale;
+    ret->mmu_incomplete = m->incomplete;
+}
+
 static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu, json_t *list)
 {
     const struct own_stat *table = vcpu == OF_VM ? vm_stats : vcpu_stats;
@@ -214,6 +258,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
         dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
         sum_disks(s->machine, &of_vm.disks);
+        read_mmu(s, &of_vm);
     } else {
         vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);
     }

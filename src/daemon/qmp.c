@@ -227,7 +227,8 @@ static const struct qmp_command *find_allowed(const struct qmp_session *session,
 static void run(struct qmp_session *session, const json_t *request, struct qmp_answer *answer,
                 struct qmp_error *ret_error)
 {
-    struct qmp_request req = {.context = session->context, .read_only = session->read_only, .reply_fd = -1};
+    struct qmp_request req = {.context = session->context, .read_only = session->read_only, .reply_fd = -1,
+                              .passed_fd = session->passed_fd};
     const struct qmp_command *cmd;
     const char *name;
 
@@ -238,6 +239,7 @@ static void run(struct qmp_session *session, const json_t *request, struct qmp_a
         return;
     req.machine = session->context->machine;
     answer->value = cmd->run(&req);
+    session->passed_fd = req.passed_fd;
     answer->text = req.text;
     answer->text_len = req.text_len;
     answer->fd = req.reply_fd;

@@ -48,6 +48,7 @@ struct qmp_context {
     struct dirty_rate *dirty_rate;
     struct qmp_stats *stats;
     struct qmp_snapshot *snapshot;
+    struct migration *migration; /* NULL: none, as in tests without */
 };
 
 /* One request as a handler sees it. */
@@ -58,6 +59,7 @@ struct qmp_request {
     const json_t *args; /* checked against the command's spec; NULL when none were given (the readers take that) */
     /* Out: a descriptor to pass with the answer (SCM_RIGHTS), owned by the server from then on; -1 for none. */
     int reply_fd;
+    int passed_fd; /* a descriptor the client passed, or -1; a handler may take it */
     /* Out: the value of "return" as JSON text in ASCII, for what is too large for objects; the server frees it. */
     char *text;
     size_t text_len;
@@ -93,6 +95,7 @@ struct qmp_session {
     const struct qmp_context *context;
     bool read_only;
     bool negotiated;
+    int passed_fd; /* what came last over SCM_RIGHTS and no command took, or -1; the session's owner closes it */
 };
 
 /* An answer, all of it the caller's; {0} with fd -1 is empty. */

@@ -69,12 +69,17 @@ int inspect_choose_root(struct inspect *in, const gpa_t *roots, size_t count, si
     return 0;
 }
 
+void inspect_forget(struct inspect *in)
+{
+    in->list.count = 0;
+    in->why.text[0] = '\0';
+}
+
 int inspect_look(struct inspect *in, gpa_t root, unsigned int levels)
 {
     int r;
 
-    in->list.count = 0;
-    in->why.text[0] = '\0';
+    inspect_forget(in);
     r = inspect_memory_use(&in->memory, root, levels);
     if (r < 0)
         return inspect_because(&in->why, r, "the guest's page tables have %u levels: no 64-bit kernel", levels);

@@ -53,6 +53,9 @@ int inspect_choose_root(struct inspect *in, const gpa_t *roots, size_t count, si
  */
 int inspect_look(struct inspect *in, gpa_t root, unsigned int levels);
 
+/* Forget the processes of the last look (not the kernel that was found). */
+void inspect_forget(struct inspect *in);
+
 /* Why the last look failed; or what it left out, "" when it left out nothing. */
 const char *inspect_why(const struct inspect *in);
 

@@ -23,6 +23,7 @@
 
 #include <assert.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "base/util.h"
 #include "mmu/dirty-internal.h"
@@ -139,4 +140,22 @@ int dirty_bitmap_take(struct dirty_log *log)
 int dirty_bitmap_look(struct dirty_log *log)
 {
     return harvest(log, false);
+}
+
+int dirty_bitmap_take_only(struct dirty_log *log, const struct page_set *only)
+{
+    struct page_set *set = &log->harvest;
+    int r = 0;
+
+    for (size_t g = page_set_next_group(set, 0); g < set->group_count; g = page_set_next_group(set, g + 1))
+        for (size_t word = g * PAGE_SET_GROUP_WORDS; word < (g + 1) * PAGE_SET_GROUP_WORDS; word++)
+            set->map[word] &= only->map[word];
+    memset(set->groups, 0, set->groups_words * sizeof(*set->groups));
+    set->pages = 0;
+    for (unsigned int i = 0; i < log->slot_count; i++) {
+        int err = absorb_slot(log, &log->slots[i], r == 0);
+
+        r = r < 0 ? r : err;
+    }
+    return r;
 }

@@ -38,7 +38,7 @@ struct dirty_log {
     pthread_mutex_t lock; /* protects all below, but for the counters, which are atomic and written under it */
     struct dirty_consumer *consumers[DIRTY_MAX_CONSUMERS];
     size_t consumer_count;
-    bool logging; /* KVM logs, or may do so after a failure */
+    bool logging; /* KVM logs, or may do so after a failure; written under the lock, atomic for those who ask without */
     bool peeked;  /* `harvest` is on loan as the result of a peek */
     /*
      * What the harvest at hand takes. Empty between harvests, so that a consumer without pending pages can have it in
@@ -46,6 +46,10 @@ struct dirty_log {
      */
     struct page_set harvest;
     bool harvest_lost; /* the source gave a page that cannot be */
+
+    struct page_set tap; /* harvested since the listener's last look */
+    bool tap_on;
+    bool tap_whole; /* nothing went unheard since then */
 
     struct dirty_ring *rings;
     size_t ring_count;
@@ -68,6 +72,8 @@ static inline void dirty_count(uint64_t *counter, uint64_t n)
 void dirty_bitmap_setup(struct dirty_log *log);
 int dirty_bitmap_take(struct dirty_log *log);
 int dirty_bitmap_look(struct dirty_log *log);
+/* What `look` left in log->harvest: keep only the pages of `only`, and protect those again. */
+int dirty_bitmap_take_only(struct dirty_log *log, const struct page_set *only);
 
 int dirty_ring_take(struct dirty_log *log);
 int dirty_ring_look(struct dirty_log *log);

@@ -82,6 +82,7 @@ void dirty_log_free(struct dirty_log *log)
     for (size_t i = 0; i < log->consumer_count; i++)
         consumer_free(log->consumers[i]);
     page_set_free(&log->harvest);
+    page_set_free(&log->tap);
     free(log->rings);
     pthread_mutex_destroy(&log->lock);
     free(log);
@@ -102,6 +103,11 @@ size_t dirty_log_words(const struct dirty_log *log)
 /* Add the harvest to the pending pages of every consumer and empty it. */
 static void distribute(struct dirty_log *log)
 {
+    if (log->tap_on) {
+        log->tap_whole &= !log->harvest_lost;
+        if (log->harvest.pages > 0)
+            page_set_merge(&log->tap, &log->harvest);
+    }
     for (size_t i = 0; i < log->consumer_count; i++) {
         struct dirty_consumer *c = log->consumers[i];
 
@@ -178,12 +184,18 @@ static struct dirty_consumer *find(const struct dirty_log *log, const char *name
     return NULL;
 }
 
+static void set_state(struct dirty_log *log, bool logging)
+{
+    __atomic_store_n(&log->logging, logging, __ATOMIC_RELAXED);
+}
+
 static int stop_logging(struct dirty_log *log)
 {
     int r = log->config.ops->set_logging(log->config.opaque, false);
 
     mem_track_writes(log->mem, MEM_LISTENER_DIRTY_LOG, false);
-    log->logging = r < 0;
+    set_state(log, r < 0);
+    log->tap_whole = false;
     return r;
 }
 
@@ -198,7 +210,7 @@ static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
 
     mem_track_writes(log->mem, MEM_LISTENER_DIRTY_LOG, true);
     /* From here on, on an error too: it may be on for some slots only. */
-    log->logging = true;
+    set_state(log, true);
     /* Entries may be left in the rings from the last time. Nobody consumes: they go nowhere. */
     if (log->config.backend == DIRTY_RING)
         r = harvest(log);
@@ -354,6 +366,78 @@ int dirty_log_ack(struct dirty_log *log, const char *name, uint64_t epoch)
         r = -EINVAL;
     else
         page_set_clear(&c->unacked);
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+/* -- the listener -------------------------------------------------------------- */
+
+bool dirty_log_logging(const struct dirty_log *log)
+{
+    return __atomic_load_n(&log->logging, __ATOMIC_RELAXED);
+}
+
+int dirty_log_listen(struct dirty_log *log, bool on)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&log->lock);
+    if (on && !log->tap_on)
+        r = page_set_init(&log->tap, mem_pages(log->mem));
+    if (!on && log->tap_on)
+        page_set_free(&log->tap);
+    if (r == 0) {
+        log->tap_on = on;
+        log->tap_whole = false;
+    }
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+static int early_locked(struct dirty_log *log, const struct page_set *only, struct page_set *into)
+{
+    int r;
+
+    /* The VMM's notes cannot be looked at without taking them: they are pending from now on, and the listener's. */
+    dirty_count(&log->stats.vmm_pages, mem_collect_writes(log->mem, MEM_LISTENER_DIRTY_LOG, &log->harvest));
+    dirty_count(&log->stats.pages, log->harvest.pages);
+    distribute(log);
+    page_set_merge(into, &log->tap);
+    page_set_clear(&log->tap);
+    if (log->config.backend == DIRTY_RING) {
+        r = dirty_ring_look(log);
+        page_set_merge(into, &log->harvest);
+        page_set_clear(&log->harvest);
+        /* The entry is still in its ring: the harvest that takes it tells the consumers. */
+        log->tap_whole &= !log->harvest_lost;
+        log->harvest_lost = false;
+        return r;
+    }
+    r = dirty_bitmap_look(log);
+    if (r < 0)
+        return r;
+    page_set_merge(into, &log->harvest);
+    r = dirty_bitmap_take_only(log, only);
+    dirty_count(&log->stats.pages, log->harvest.pages);
+    distribute(log);
+    page_set_clear(&log->tap);
+    return r;
+}
+
+int dirty_log_early(struct dirty_log *log, const struct page_set *only, struct page_set *into)
+{
+    int r = -ENODATA;
+
+    pthread_mutex_lock(&log->lock);
+    assert(log->tap_on);
+    if (log->tap_whole)
+        r = early_locked(log, only, into);
+    if (r < 0)
+        page_set_clear(&log->tap);
+    /* Lost pages were noted on the way; else what comes from here on is whole. */
+    if (r == 0 && !log->tap_whole)
+        r = -ENODATA;
+    log->tap_whole = log->consumer_count > 0;
     pthread_mutex_unlock(&log->lock);
     return r;
 }

@@ -147,6 +147,23 @@ struct dirty_range {
 size_t dirty_ranges(const struct mem *mem, const struct dirty_snapshot *snapshot, pfn_t *cursor,
                     struct dirty_range *out, size_t max);
 
+/*
+ * The MMU tracker's ear: it hears of every page that is harvested, and may look between harvests, but starts and keeps no
+ * logging of its own. One listener. -ENOMEM.
+ */
+int dirty_log_listen(struct dirty_log *log, bool on);
+/* Whether KVM logs for some consumer at present; takes no lock. */
+bool dirty_log_logging(const struct dirty_log *log);
+/*
+ * Add to `into` every page that was harvested since the last call or is dirty now. Bitmap backend: those in `only` are protected
+ * again (GET, CLEAR), so that a later write is heard of, and become pending for every consumer, so that none loses them; the
+ * rest stays as it is, for the next harvest. Ring backend: pages cannot be given back one by one, so nothing is protected,
+ * and what is dirty is told again until a harvest took it. Whoever reads a page does so after this returned.
+ * -ENODATA: writes went unheard since the last call (logging was off for a while, or a page was lost), look at everything;
+ * it is heard of again from here on if logging is on. Else 0 or -errno of KVM, to be taken like -ENODATA.
+ */
+int dirty_log_early(struct dirty_log *log, const struct page_set *only, struct page_set *into);
+
 struct dirty_consumer_info {
     char name[DIRTY_NAME_MAX + 1];
     enum dirty_start_mode mode;

@@ -42,7 +42,7 @@ static void census(const struct mirror *m, const struct shadow_page *p, struct m
  */
 static void flood_begin(struct mirror *m, struct shadow_page *p, enum mmu_flood_reason reason, uint32_t count)
 {
-    struct mmu_flood *f = &m->floods[m->flood_count++ % FLOOD_RING];
+    struct mmu_flood *f = &m->floods[m->flood_count++ % MIRROR_FLOODS_MAX];
     unsigned int foreign;
     bool data;
 
@@ -131,11 +131,16 @@ bool mirror_written(struct mirror *m, gfn_t gfn)
 
 size_t mirror_floods(const struct mirror *m, struct mmu_flood *ret, size_t limit)
 {
-    size_t held = (size_t)MIN(m->flood_count, (uint64_t)FLOOD_RING), n = MIN(held, limit);
+    size_t held = (size_t)MIN(m->flood_count, (uint64_t)MIRROR_FLOODS_MAX), n = MIN(held, limit);
 
     for (size_t i = 0; i < n; i++)
-        ret[i] = m->floods[(m->flood_count - 1 - i) % FLOOD_RING];
+        ret[i] = m->floods[(m->flood_count - 1 - i) % MIRROR_FLOODS_MAX];
     return n;
+}
+
+uint64_t mirror_tick(const struct mirror *m)
+{
+    return m->tick;
 }
 
 void mirror_set_floods(struct mirror *m, bool on)

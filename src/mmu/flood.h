@@ -34,8 +34,12 @@ struct mmu_flood {
 
 struct mirror;
 
+#define MIRROR_FLOODS_MAX 64u /* that are remembered */
+
 /* Newest first, at most `limit`; the number given. */
 size_t mirror_floods(const struct mirror *m, struct mmu_flood *ret, size_t limit);
+/* The number of the sync at hand, as in mmu_flood.tick. */
+uint64_t mirror_tick(const struct mirror *m);
 /* Switch the protection on or off; off takes up every table at the next sync. */
 void mirror_set_floods(struct mirror *m, bool on);
 

@@ -29,10 +29,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 
 #include "base/bitmap.h"
@@ -406,6 +409,32 @@ bool mem_hugepages(const struct mem *mem)
 int mem_fd(const struct mem *mem)
 {
     return mem->private ? -1 : mem->fd;
+}
+
+/* Nobody can make it shorter, and it has the pages we want. */
+static bool file_fits(const struct mem *mem, int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS), flags = fcntl(fd, F_GETFL);
+    struct statfs fs;
+    struct stat st;
+
+    return seals >= 0 && (seals & F_SEAL_SHRINK) && flags >= 0 && (flags & O_ACCMODE) == O_RDWR && fstat(fd, &st) == 0 &&
+           (uint64_t)st.st_size == mem->size && fstatfs(fd, &fs) == 0 &&
+           ((uint64_t)fs.f_type == HUGETLBFS_MAGIC) == mem->hugepages;
+}
+
+int mem_adopt(struct mem *mem, int fd)
+{
+    int r;
+
+    if (mem->private || !file_fits(mem, fd)) {
+        fd_close(fd);
+        return -EINVAL;
+    }
+    fd_close(mem->fd);
+    mem->fd = fd;
+    r = map_ram_file(mem, mem->ram);
+    return r < 0 || mem->alias == mem->ram ? r : map_ram_file(mem, mem->alias);
 }
 
 const uint8_t *mem_ram(const struct mem *mem)

@@ -79,6 +79,13 @@ bool mem_hugepages(const struct mem *mem);
 /* The RAM file. It stays the property of mem, and can be neither shrunk nor grown. -1 while memory is private. */
 int mem_fd(const struct mem *mem);
 
+/*
+ * Let RAM be another file, made like ours by another process, from here on: the same addresses, other contents. Before a guest
+ * runs, and not for private memory. Takes over fd, also on failure. -EINVAL (its size, kind of pages, or seals are other),
+ * or -errno of mmap, after which memory must not be used; not logged.
+ */
+int mem_adopt(struct mem *mem, int fd);
+
 /* All of RAM in the order of RAM pages, to read: the guest's mapping. Valid for the life of mem. */
 const uint8_t *mem_ram(const struct mem *mem);
 

@@ -85,7 +85,6 @@ _Static_assert(sizeof(struct shadow_page) <= 64, "memory a page is a promise");
 enum rmap_size { RMAP_4K, RMAP_2M, RMAP_4M, RMAP_1G, RMAP_SIZES };
 extern const uint8_t rmap_shift[RMAP_SIZES]; /* frames of one page, as a shift */
 
-#define FLOOD_RING 64u
 /* A flooded table is looked at every so many ticks. */
 #define FLOOD_LOOK_TICKS 8u
 
@@ -118,12 +117,14 @@ struct mirror {
     bool evict_told; /* the log has it that max_memory is reached */
 
     uint32_t unsync[6]; /* first table to read, by level */
+    bool sync_force;    /* of the sync at hand */
+    bool sync_starved;  /* it met a lack of memory */
     uint32_t orphans;
 
     uint32_t tick;
     gfn_t last_written;
     uint32_t written_in_row;
-    struct mmu_flood floods[FLOOD_RING];
+    struct mmu_flood floods[MIRROR_FLOODS_MAX];
     uint64_t flood_count;
 
     struct mirror_stats stats; /* the counters, pages[] and entries are kept here */
@@ -282,7 +283,6 @@ node_t *rmap_head_of(const struct mirror *m, union shadow_role role, enum gpte_k
 
 /* -- sync.c ------------------------------------------------------------------- */
 
-int sync_drain(struct mirror *m, bool force);
 
 /* -- roots.c ------------------------------------------------------------------ */
 
@@ -291,6 +291,8 @@ int roots_evict(struct mirror *m);
 /* What the kernel's half of a root begins with: entry 256 of 512; only for 4 and 5 levels. */
 #define ROOT_USER_ENTRIES 256u
 void roots_changed(struct mirror *m, struct shadow_page *p, unsigned int user_before, unsigned int user_kept);
+/* A root of 4 or 5 levels was read: it is the kernel's own as long as it has no user half. */
+void roots_set_kind(struct mirror *m, const struct shadow_page *p);
 
 /* -- flood.c ------------------------------------------------------------------ */
 

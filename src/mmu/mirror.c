@@ -107,6 +107,13 @@ void shadow_watch(struct mirror *m, struct shadow_page *p, bool on)
         m->ops->watch(m->ops_ctx, p->gfn, on);
 }
 
+void mirror_watch_all(struct mirror *m)
+{
+    for (uint32_t page = 1; page < m->pages.next && m->ops && m->ops->watch; page++)
+        if (page_at(m, page)->role && page_at(m, page)->flags & PAGE_WATCHED)
+            m->ops->watch(m->ops_ctx, page_at(m, page)->gfn, true);
+}
+
 void shadow_queue(struct mirror *m, uint32_t page)
 {
     struct shadow_page *p = page_at(m, page);
@@ -397,6 +404,11 @@ static uint64_t resident(void *area, size_t bytes)
             found += state[i] & 1;
     }
     return found * GUEST_PAGE_SIZE;
+}
+
+uint32_t mirror_tables(const struct mirror *m)
+{
+    return m->pages.used;
 }
 
 void mirror_stats(const struct mirror *m, struct mirror_stats *ret)

@@ -75,10 +75,12 @@ int mirror_new(const struct mirror_config *config, struct mirror **ret);
 /* NULL is fine. */
 void mirror_free(struct mirror *m);
 
+/* Costs some time: it asks how much memory the heads of frames take. */
 void mirror_stats(const struct mirror *m, struct mirror_stats *ret);
+uint32_t mirror_tables(const struct mirror *m);
 
 /*
- * A root. Adding one that is there already only marks it as seen. The tables below it are read by the next sync. 0, -EINVAL
+ * A root. Adding one that is there already only marks it as seen, and as a KPTI half if it is added as one. The tables below it are read by the next sync. 0, -EINVAL
  * (paging mode), -EFAULT (not in RAM) or -ENOMEM (also: max_memory is reached, and roots were dropped for it).
  */
 int mirror_root_add(struct mirror *m, gpa_t cr3, const struct mmu_paging *paging, enum mmu_root_kind kind, uint64_t now_ns);
@@ -94,6 +96,7 @@ int mirror_root_pin(struct mirror *m, gpa_t cr3, const struct mmu_paging *paging
  */
 uint32_t mirror_roots_retire(struct mirror *m, uint64_t now_ns, uint64_t idle_ns);
 /* Go through the roots: start with *cursor 0; false at the end. No root may be added or dropped in between. */
+bool mirror_root_known(const struct mirror *m, gpa_t cr3, const struct mmu_paging *paging);
 bool mirror_root_next(const struct mirror *m, uint32_t *cursor, struct mmu_root *ret);
 
 /*
@@ -104,6 +107,17 @@ bool mirror_root_next(const struct mirror *m, uint32_t *cursor, struct mmu_root 
 int mirror_sync(struct mirror *m, bool force);
 /* The same for tables in these frames alone (any order, frames that are no tables are skipped). */
 int mirror_sync_gfns(struct mirror *m, const gfn_t *gfns, size_t count);
+/*
+ * Both in pieces: begin queues the tables, step reads at most that many of them, and of those that are found on the way. 1: there
+ * are more; else as mirror_sync. Between two steps everything else may be called, and the mirror agrees with itself.
+ */
+void mirror_sync_begin(struct mirror *m, bool force);
+void mirror_sync_begin_gfns(struct mirror *m, const gfn_t *gfns, size_t count);
+int mirror_sync_step(struct mirror *m, uint32_t tables);
+/* Read the tables that were let go of, and those that are queued: then the mirror has all that its source heard of. */
+int mirror_sync_stale(struct mirror *m);
+/* Tell `watch` of every frame that is to be watched: a source that begins. */
+void mirror_watch_all(struct mirror *m);
 
 /*
  * The event path: the guest wrote to a protected table. Allocates nothing, reads nothing. True: the table is flooded, let
@@ -124,6 +138,7 @@ struct mirror_verdict {
     uint64_t mismatched;   /* in both, and different */
     uint64_t broken_links; /* reverse map or parent links that do not agree with the entries */
     uint32_t roots;        /* compared */
+    uint32_t tables;       /* compared */
 };
 int mirror_verify(struct mirror *m, struct mirror_verdict *ret);
 

@@ -65,6 +65,15 @@ static inline void page_set_add(struct page_set *set, pfn_t page)
     }
 }
 
+/* Take one page out. Its group stays marked: the summary may say more than there is. */
+static inline void page_set_remove(struct page_set *set, pfn_t page)
+{
+    uint64_t *word = &set->map[page / 64], bit = UINT64_C(1) << (page % 64);
+
+    set->pages -= (*word & bit) != 0;
+    *word &= ~bit;
+}
+
 /* Add the pages of one word of the map; the number that were not there. */
 static inline uint64_t page_set_add_word(struct page_set *set, size_t word, uint64_t bits)
 {

@@ -105,6 +105,8 @@ int mirror_root_add(struct mirror *m, gpa_t cr3, const struct mmu_paging *paging
         return -EINVAL;
     if (root) {
         root->info.seen_ns = now_ns;
+        if (kind == MMU_ROOT_KPTI)
+            root->info.kind = kind;
         return 0;
     }
     cr3 = cr3_address(paging, cr3);
@@ -202,6 +204,19 @@ void roots_changed(struct mirror *m, struct shadow_page *p, unsigned int user_be
 {
     if (user_before && !user_kept)
         m->roots[p->root - 1].info.generation = ++m->generation;
+}
+
+void roots_set_kind(struct mirror *m, const struct shadow_page *p)
+{
+    struct mmu_root *root = &m->roots[p->root - 1].info;
+
+    if (root->paging.levels >= 4 && root->kind != MMU_ROOT_KPTI)
+        root->kind = user_half_empty(m, p) ? MMU_ROOT_KERNEL : MMU_ROOT_USER;
+}
+
+bool mirror_root_known(const struct mirror *m, gpa_t cr3, const struct mmu_paging *paging)
+{
+    return root_find(m, cr3, paging) != NULL;
 }
 
 bool mirror_root_next(const struct mirror *m, uint32_t *cursor, struct mmu_root *ret)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/util.h"
 
@@ -14,6 +15,7 @@
 #define ENTRY_NX (UINT64_C(1) << 63)
 #define ENTRY_ADDRESS UINT64_C(0xffffffffff000)
 #define LAST (ROOT_SIGNATURE_ENTRIES - 1)
+#define LAST_ENTRY_OFFSET (GUEST_PAGE_SIZE - sizeof(uint64_t))
 
 static void read_half(const uint64_t *from, uint64_t *half)
 {
@@ -75,11 +77,15 @@ static bool is_kpti_pair(const uint64_t *kernel, const uint64_t *user)
 static void add(struct mirror *m, struct root_signature *sig, gpa_t cr3, enum mmu_root_kind kind, uint64_t now_ns,
                 struct root_scan *ret)
 {
-    if (mirror_root_seen(m, cr3, &sig->paging, now_ns) == 0) {
+    bool known = mirror_root_seen(m, cr3, &sig->paging, now_ns) == 0;
+
+    /* One that was met as some vCPU's CR3 may turn out to be a KPTI half. */
+    if (known && kind != MMU_ROOT_KPTI) {
         ret->seen++;
     } else if (mirror_root_add(m, cr3, &sig->paging, kind, now_ns) == 0) {
-        ret->found++;
-        ret->kpti += kind == MMU_ROOT_KPTI;
+        ret->seen += known;
+        ret->found += !known;
+        ret->kpti += !known && kind == MMU_ROOT_KPTI;
     } else {
         ret->refused++;
     }
@@ -91,6 +97,112 @@ static bool has_user_half(const uint64_t *table)
         if (table[i] & ENTRY_P)
             return true;
     return false;
+}
+
+static bool last_fits(const struct root_signature *sig, uint64_t last)
+{
+    return ((last & ~ENTRY_AD) ^ sig->half[LAST]) == 0;
+}
+
+/* Entry 511 of a RAM page: almost every page falls out here, for one word read. */
+static bool page_fits(const struct mem *mem, const struct root_signature *sig, pfn_t pfn)
+{
+    unsigned int count;
+    const struct mem_slot *slots = mem_slots(mem, &count);
+    const struct mem_slot *slot = pages_to_bytes(pfn) < slots[0].size ? &slots[0] : &slots[1];
+    const uint8_t *page = slot->hva + (pages_to_bytes(pfn) - slot->offset);
+
+    return last_fits(sig, __atomic_load_n((const uint64_t *)(const void *)(page + LAST_ENTRY_OFFSET), __ATOMIC_RELAXED));
+}
+
+/* Advance to the next piece of the RAM file that is no hole. */
+static void find_data(const struct mem *mem, struct root_scan_cursor *at, pfn_t end)
+{
+    off_t data = lseek(mem_fd(mem), (off_t)pages_to_bytes(at->next), SEEK_DATA), hole = -1;
+
+    if (data >= 0)
+        hole = lseek(mem_fd(mem), data, SEEK_HOLE);
+    if (hole < 0) {
+        /* ENXIO: nothing more. */
+        at->next = at->data_end = end;
+        return;
+    }
+    at->next = MIN(bytes_to_pages((uint64_t)data), end);
+    at->data_end = MIN(bytes_to_pages(align_up((uint64_t)hole, GUEST_PAGE_SIZE)), end);
+}
+
+size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
+                            uint64_t pages, gfn_t *ret, size_t max)
+{
+    size_t found = 0;
+
+    while (at->next < end && pages > 0 && found < max) {
+        if (at->next >= at->data_end) {
+            find_data(mem, at, end);
+            continue;
+        }
+        if (page_fits(mem, sig, at->next))
+            ret[found++] = mem_pfn_to_gfn(mem, at->next);
+        at->next++;
+        at->looked++;
+        pages--;
+    }
+    return found;
+}
+
+size_t root_scan_candidates_in(const struct mem *mem, const struct root_signature *sig, const struct page_set *set,
+                               struct root_scan_cursor *at, uint64_t pages, gfn_t *ret, size_t max)
+{
+    struct page_set_walk w;
+    size_t found = 0;
+
+    if (at->next >= set->limit)
+        return 0;
+    w = page_set_walk_from(set, at->next);
+    while (pages > 0 && found < max) {
+        if (!page_set_walk_word(set, &w)) {
+            at->next = set->limit;
+            break;
+        }
+        at->next = w.word * 64 + (unsigned int)__builtin_ctzll(w.bits);
+        w.bits &= w.bits - 1;
+        if (page_fits(mem, sig, at->next))
+            ret[found++] = mem_pfn_to_gfn(mem, at->next);
+        at->next++;
+        at->looked++;
+        pages--;
+    }
+    return found;
+}
+
+bool root_signature_fits(const struct root_signature *sig, const struct mem *mem, gpa_t cr3)
+{
+    uint64_t last;
+
+    return sig->known && mem_read(mem, (cr3 & ENTRY_ADDRESS) + LAST_ENTRY_OFFSET, &last, sizeof(last)) == 0 &&
+           last_fits(sig, last);
+}
+
+bool root_has_user_half(const struct mem *mem, gpa_t cr3)
+{
+    uint64_t half[ROOT_SIGNATURE_ENTRIES];
+
+    return mem_read(mem, cr3 & ENTRY_ADDRESS, half, sizeof(half)) == 0 && has_user_half(half);
+}
+
+uint32_t root_scan_drop_strangers(struct mirror *m, const struct mem *mem, const struct root_signature *sig, uint64_t now_ns)
+{
+    struct mmu_root root;
+    uint32_t dropped = 0;
+
+    for (uint32_t cursor = 0; sig->known && mirror_root_next(m, &cursor, &root);) {
+        if (root.paging.levels < 4 || root.kind == MMU_ROOT_KPTI || root.pinned || root.seen_ns >= now_ns ||
+            root_signature_fits(sig, mem, root.cr3))
+            continue;
+        /* The cursor is beyond it, and a partner's slot is only emptied: the walk goes on. */
+        dropped += mirror_root_drop(m, root.cr3, &root.paging) == 0;
+    }
+    return dropped;
 }
 
 int root_scan(struct mirror *m, const struct mem *mem, struct root_signature *sig, const gfn_t *candidates, size_t count,
@@ -105,9 +217,7 @@ int root_scan(struct mirror *m, const struct mem *mem, struct root_signature *si
         uint64_t last, table[ENTRIES], user[ENTRIES];
 
         ret->candidates++;
-        /* Almost every page falls out here, for one word read. */
-        if (mem_read(mem, gpa + GUEST_PAGE_SIZE - sizeof(last), &last, sizeof(last)) < 0 ||
-            ((last & ~ENTRY_AD) ^ sig->half[LAST]) != 0 || mem_read(mem, gpa, table, sizeof(table)) < 0)
+        if (mem_read(mem, gpa + LAST_ENTRY_OFFSET, &last, sizeof(last)) < 0 || !last_fits(sig, last) || mem_read(mem, gpa, table, sizeof(table)) < 0)
             continue;
         if (!same_half(sig, table + ROOT_SIGNATURE_ENTRIES)) {
             if (learned_again)

@@ -29,6 +29,17 @@ struct root_signature {
  */
 int root_signature_learn(struct root_signature *sig, const struct mem *mem, gpa_t cr3, const struct mmu_paging *paging);
 
+/* Whether entry 511 of a table is the signature's: whatever else it is, it is no root of this kernel otherwise. */
+bool root_signature_fits(const struct root_signature *sig, const struct mem *mem, gpa_t cr3);
+/* Whether any entry of a 4- or 5-level root's user half is present. */
+bool root_has_user_half(const struct mem *mem, gpa_t cr3);
+
+struct root_scan_cursor {
+    pfn_t next; /* page to look at next */
+    pfn_t data_end; /* pages from `next` to here are known to be no hole */
+    uint64_t looked; /* pages looked at, added up */
+};
+
 struct root_scan {
     uint64_t candidates; /* pages looked at */
     uint64_t found;      /* roots that were not known */
@@ -44,5 +55,22 @@ struct root_scan {
  */
 int root_scan(struct mirror *m, const struct mem *mem, struct root_signature *sig, const gfn_t *candidates, size_t count,
               uint64_t now_ns, struct root_scan *ret);
+
+/*
+ * Candidates for root_scan: the pages from *at on, in the order of the RAM file and before `end`, whose entry 511 is the
+ * signature's. Holes of the RAM file are passed over, so that looking gives the guest no memory. At most `max`; *at is where to
+ * go on, `end` at the end. Looks at no more than `pages` pages. Reads guest memory and the signature only: no lock.
+ */
+size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
+                            uint64_t pages, gfn_t *ret, size_t max);
+/* The same for the pages of a set. */
+size_t root_scan_candidates_in(const struct mem *mem, const struct root_signature *sig, const struct page_set *set,
+                               struct root_scan_cursor *at, uint64_t pages, gfn_t *ret, size_t max);
+
+/*
+ * Drop the roots of 4 and 5 levels whose entry 511 is not the signature's any more: their frames hold something else. Those
+ * seen at `now_ns` stay. The number of them.
+ */
+uint32_t root_scan_drop_strangers(struct mirror *m, const struct mem *mem, const struct root_signature *sig, uint64_t now_ns);
 
 #endif

@@ -247,6 +247,8 @@ static int sync_page(struct mirror *m, uint32_t page, bool force)
     m->stats.tables_changed += s.changed;
     if (p->root && !(p->flags & PAGE_NEW))
         roots_changed(m, p, s.user_before, s.user_kept);
+    if (p->root)
+        roots_set_kind(m, p);
     /* What a forced sync read must stay: no table is let go of in it. */
     if (!force)
         flood_note(m, p, s.changed);
@@ -254,21 +256,13 @@ static int sync_page(struct mirror *m, uint32_t page, bool force)
     return r;
 }
 
-static bool drain_once(struct mirror *m, bool force)
+/* The highest level first: an upper table says whether a lower one is still reached. */
+static uint32_t first_unsync(const struct mirror *m)
 {
-    bool starved = false;
-
     for (unsigned int level = ARRAY_SIZE(m->unsync) - 1; level > 0; level--)
-        while (m->unsync[level]) {
-            uint32_t page = m->unsync[level];
-
-            shadow_unqueue(m, page);
-            if (page_at(m, page)->flags & PAGE_ORPHAN && !page_at(m, page)->parents && !page_at(m, page)->root)
-                continue; /* higher levels are done: it will be freed */
-            starved |= sync_page(m, page, force) < 0;
-        }
-    shadow_reap(m);
-    return starved;
+        if (m->unsync[level])
+            return m->unsync[level];
+    return 0;
 }
 
 static void queue_incomplete(struct mirror *m)
@@ -282,35 +276,74 @@ static void queue_incomplete(struct mirror *m)
  * Out of memory: make room by dropping the roots that were not seen for longest, more of them each time, so that a guest
  * that fakes roots buys a few rounds and not one for each root.
  */
-int sync_drain(struct mirror *m, bool force)
+static int make_room(struct mirror *m)
 {
-    while (drain_once(m, force)) {
-        uint32_t victims = m->stats.roots / 8 + 1, evicted = 0;
+    uint32_t victims = m->stats.roots / 8 + 1, evicted = 0;
 
-        if (!m->evict_told)
-            log_warn("mmu: bookkeeping reached its memory limit of %llu MiB, dropping the address spaces unused for longest",
-                     (unsigned long long)(m->max_memory / MiB));
-        m->evict_told = true;
-        while (evicted < victims && roots_evict(m) == 0)
-            evicted++;
-        if (!evicted)
-            return -ENOMEM;
-        queue_incomplete(m);
-    }
+    if (!m->evict_told)
+        log_warn("mmu: bookkeeping reached its memory limit of %llu MiB, dropping the address spaces unused for longest",
+                 (unsigned long long)(m->max_memory / MiB));
+    m->evict_told = true;
+    while (evicted < victims && roots_evict(m) == 0)
+        evicted++;
+    if (!evicted)
+        return -ENOMEM;
+    queue_incomplete(m);
     return 0;
 }
 
-int mirror_sync(struct mirror *m, bool force)
+int mirror_sync_step(struct mirror *m, uint32_t tables)
+{
+    while (tables > 0) {
+        uint32_t page = first_unsync(m);
+
+        if (!page) {
+            bool starved = m->sync_starved;
+
+            m->sync_starved = false;
+            /* Only now: a table that lost its place may have found another one further on. */
+            shadow_reap(m);
+            if (!starved)
+                return 0;
+            if (make_room(m) < 0)
+                return -ENOMEM;
+            continue;
+        }
+        shadow_unqueue(m, page);
+        if (page_at(m, page)->flags & PAGE_ORPHAN && !page_at(m, page)->parents && !page_at(m, page)->root)
+            continue; /* higher levels are done: it will be freed */
+        tables--;
+        m->sync_starved |= sync_page(m, page, m->sync_force) < 0;
+    }
+    return 1;
+}
+
+static int drain(struct mirror *m)
+{
+    int r;
+
+    while ((r = mirror_sync_step(m, UINT32_MAX)) > 0)
+        ;
+    return r;
+}
+
+void mirror_sync_begin(struct mirror *m, bool force)
 {
     m->tick++;
     m->stats.syncs++;
+    m->sync_force = force;
     for (uint32_t page = 1; page < m->pages.next; page++) {
         struct shadow_page *p = page_at(m, page);
 
         if (p->role && (force || !(p->flags & PAGE_FLOODED) || flood_due(m, p)))
             shadow_queue(m, page);
     }
-    return sync_drain(m, force);
+}
+
+int mirror_sync(struct mirror *m, bool force)
+{
+    mirror_sync_begin(m, force);
+    return drain(m);
 }
 
 static void queue_flooded(struct mirror *m)
@@ -320,15 +353,28 @@ static void queue_flooded(struct mirror *m)
             shadow_queue(m, page);
 }
 
-int mirror_sync_gfns(struct mirror *m, const gfn_t *gfns, size_t count)
+void mirror_sync_begin_gfns(struct mirror *m, const gfn_t *gfns, size_t count)
 {
     m->tick++;
     m->stats.syncs++;
+    m->sync_force = false;
     for (size_t i = 0; i < count; i++)
         for (uint32_t n = 0; (n = shadow_next_of(m, gfns[i], n)) != 0;)
             shadow_queue(m, n);
     /* Nobody names a table that was let go of. */
     if (m->stats.stale && m->tick % FLOOD_LOOK_TICKS == 0)
         queue_flooded(m);
-    return sync_drain(m, false);
+}
+
+int mirror_sync_gfns(struct mirror *m, const gfn_t *gfns, size_t count)
+{
+    mirror_sync_begin_gfns(m, gfns, count);
+    return drain(m);
+}
+
+int mirror_sync_stale(struct mirror *m)
+{
+    m->sync_force = true;
+    queue_flooded(m);
+    return drain(m);
 }

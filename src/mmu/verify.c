@@ -149,7 +149,7 @@ int mirror_verify(struct mirror *m, struct mirror_verdict *ret)
             v.roots++;
             push(&w, m->roots[i].page);
         }
-    while (w.depth)
+    for (; w.depth; v.tables++)
         compare_page(&w, page_at(m, stack[--w.depth]));
     check_all(&w);
     *ret = v;

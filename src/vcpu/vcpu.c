@@ -263,6 +263,27 @@ static void finish_instruction(struct vcpu *vcpu)
     while (enter_guest(vcpu) == 0 && ++tries < FINISH_TRIES);
 }
 
+void vcpu_note_paging(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->vm;
+    struct kvm_sregs s;
+
+    atomic_store(&vcpu->look, false);
+    if (ioctl(vcpu->fd, KVM_GET_SREGS, &s) < 0)
+        return;
+    pthread_mutex_lock(&vm->lock);
+    vcpu->paging = (struct vcpu_paging){
+        .cr0 = s.cr0,
+        .cr3 = s.cr3,
+        .cr4 = s.cr4,
+        .efer = s.efer,
+        .kernel = s.ss.dpl == 0,
+        .seq = vcpu->paging.seq + 1,
+    };
+    pthread_cond_broadcast(&vm->paging_cv);
+    pthread_mutex_unlock(&vm->lock);
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *vcpu = arg;
@@ -279,6 +300,8 @@ static void *vcpu_thread(void *arg)
     while (go_on) {
         int err = enter_guest(vcpu);
 
+        if (unlikely(atomic_load_explicit(&vcpu->look, memory_order_relaxed)))
+            vcpu_note_paging(vcpu);
         switch (err) {
         case 0:
             handle_exit(vcpu);

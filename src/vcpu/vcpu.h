@@ -22,4 +22,11 @@ struct vcpu_exits {
 };
 void vcpu_exits(const struct vcpu *vcpu, struct vcpu_exits *ret);
 
+/* Paging registers as they were when they were last noted. */
+struct vcpu_paging {
+    uint64_t cr0, cr3, cr4, efer;
+    bool kernel;  /* privilege level 0 */
+    uint64_t seq; /* how often they were noted; 0: never */
+};
+
 #endif

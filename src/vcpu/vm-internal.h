@@ -22,6 +22,8 @@ struct vm {
     uint32_t ring_entries;
     uint8_t *registers; /* vm_register_pages */
     size_t register_size;
+    unsigned int maxphyaddr; /* of the vCPUs, and whether they have 1 GiB pages */
+    bool gbpages;
     bool initially_set; /* KVM took KVM_DIRTY_LOG_INITIALLY_SET */
     bool dirty_buffered; /* vm_set_dirty_buffered */
     bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
@@ -38,6 +40,7 @@ struct vm {
     pthread_cond_t go_cv;     /* vCPUs wait: run or quit has changed */
     unsigned int parked;
     bool quit;
+    pthread_cond_t paging_cv; /* vm_look_paging waits: a vCPU has noted its registers */
 };
 
 struct vcpu {
@@ -51,6 +54,8 @@ struct vcpu {
     bool blocked; /* under vm->lock: cannot go on until a reset */
     atomic_int tid;
     atomic_uint entries; /* odd while inside KVM_RUN */
+    atomic_bool look; /* note the paging registers after the next return of KVM_RUN */
+    struct vcpu_paging paging; /* under vm->lock */
     struct vcpu_exits exits; /* written by its own thread only, read with relaxed loads */
 };
 
@@ -58,6 +63,8 @@ struct vcpu {
 int vcpu_new(struct vm *vm, unsigned int index, struct vcpu **ret);
 void vcpu_free(struct vcpu *vcpu);
 int vcpu_start(struct vcpu *vcpu);
+/* Note the paging registers. On its thread, or by the main thread while it is parked. */
+void vcpu_note_paging(struct vcpu *vcpu);
 /* Make the vCPU leave KVM_RUN and look at vm->run. Any thread. */
 void vcpu_kick(struct vcpu *vcpu);
 

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "vcpu/cpuid.h"
@@ -292,6 +293,15 @@ static int create_vcpus(struct vm *vm)
     return 0;
 }
 
+static void note_paging_features(struct vm *vm, struct kvm_cpuid2 *cpuid)
+{
+    const struct kvm_cpuid_entry2 *features = cpuid_find(cpuid, 0x80000001, 0), *sizes = cpuid_find(cpuid, 0x80000008, 0);
+
+    vm->gbpages = features && (features->edx >> 26 & 1);
+    /* What a CPU without the leaf has. */
+    vm->maxphyaddr = sizes ? sizes->eax & 0xff : 36;
+}
+
 static int set_cpuids(struct vm *vm)
 {
     const struct cpuid_host *host;
@@ -309,6 +319,7 @@ static int set_cpuids(struct vm *vm)
         r = cpuid_build(host, &options, &cpuid);
         if (r < 0)
             break;
+        note_paging_features(vm, cpuid);
         if (ioctl(vm->vcpus[i]->fd, KVM_SET_CPUID2, cpuid) < 0) {
             r = -errno;
             log_err_errno(r, "vcpu%u: KVM_SET_CPUID2 failed", i);
@@ -368,6 +379,7 @@ static struct vm *alloc(unsigned int cpus, struct mem *mem)
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->parked_cv, NULL);
     pthread_cond_init(&vm->go_cv, NULL);
+    pthread_cond_init(&vm->paging_cv, NULL);
     return vm;
 }
 
@@ -427,6 +439,7 @@ void vm_free(struct vm *vm)
         munmap(vm->registers, vm->register_size);
     pthread_cond_destroy(&vm->parked_cv);
     pthread_cond_destroy(&vm->go_cv);
+    pthread_cond_destroy(&vm->paging_cv);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -490,6 +503,84 @@ static int copy_cpuids(struct vm *to, const struct vm *from)
     }
     free(t);
     return r;
+}
+
+/* -- paging registers ---------------------------------------------------------- */
+
+void vm_ask_paging(struct vm *vm, bool kick)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct vcpu *vcpu = vm->vcpus[i];
+
+        if (!vcpu->started)
+            continue;
+        atomic_store(&vcpu->look, true);
+        if (kick && atomic_load(&vm->run))
+            vcpu_kick(vcpu);
+    }
+}
+
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns)
+{
+    struct timespec until;
+    uint64_t seq[VM_MAX_VCPUS], end;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    end = (uint64_t)until.tv_nsec + timeout_ns;
+    until.tv_sec += (time_t)(end / NSEC_PER_SEC);
+    until.tv_nsec = (long)(end % NSEC_PER_SEC);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        seq[i] = vm->vcpus[i]->paging.seq;
+    pthread_mutex_unlock(&vm->lock);
+    vm_ask_paging(vm, true);
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        while (atomic_load(&vm->run) && vm->vcpus[i]->paging.seq == seq[i] &&
+               pthread_cond_timedwait(&vm->paging_cv, &vm->lock, &until) == 0)
+            ;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_note_paging(struct vm *vm)
+{
+    for (unsigned int i = 0; i < vm->cpus; i++)
+        vcpu_note_paging(vm->vcpus[i]);
+}
+
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret)
+{
+    pthread_mutex_lock(&vm->lock);
+    *ret = vm->vcpus[vcpu]->paging;
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages)
+{
+    *ret_maxphyaddr = vm->maxphyaddr;
+    *ret_gbpages = vm->gbpages;
+}
+
+/* -- KVM's shadow pages --------------------------------------------------------- */
+
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages)
+{
+    return ioctl(vm->fd, KVM_SET_NR_MMU_PAGES, (unsigned long)pages) < 0 ? -errno : 0;
+}
+
+uint64_t vm_cpu_time(const struct vm *vm)
+{
+    uint64_t sum = 0;
+
+    for (unsigned int i = 0; i < vm->cpus; i++) {
+        struct timespec ts;
+        clockid_t clock;
+
+        if (vm->vcpus[i]->started && pthread_getcpuclockid(vm->vcpus[i]->thread, &clock) == 0 &&
+            clock_gettime(clock, &ts) == 0)
+            sum += (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
+    }
+    return sum;
 }
 
 /* Load what a VM that was just made has: KVM itself says what power-on state is, MSR by MSR. */

@@ -20,6 +20,7 @@
 #include "mmu/mem.h"
 #include "vcpu/bus.h"
 #include "vcpu/irq.h"
+#include "vcpu/vcpu.h"
 
 #define VM_MAX_VCPUS 32
 
@@ -88,6 +89,29 @@ void vm_set_dirty_buffered(struct vm *vm, bool on);
  * bus, too. Zero at first.
  */
 uint8_t *vm_register_pages(const struct vm *vm);
+
+/*
+ * The vCPUs' paging registers. KVM gives a running vCPU's to its own thread only, so it is asked to note them: by
+ * vm_ask_paging after the next exit to user space, with `kick` at once (any thread, does not wait). vm_look_paging
+ * kicks and waits until all have done so or timeout_ns are over (any thread that no vCPU waits for). vm_note_paging reads
+ * them all itself: VM paused, main thread. vm_paging gives what was noted last (any thread).
+ */
+void vm_ask_paging(struct vm *vm, bool kick);
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns);
+void vm_note_paging(struct vm *vm);
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret);
+
+/* What the vCPUs' page tables may hold: width of physical addresses, and whether there are 1 GiB pages. Any thread. */
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages);
+
+/*
+ * KVM's limit on shadow pages: KVM_SET_NR_MMU_PAGES. 0, or -errno of KVM (-EINVAL: fewer than it wants). Any thread but those that
+ * vCPUs wait for: it takes KVM's locks.
+ */
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages);
+
+/* CPU time of the vCPU threads so far, in ns: what they have run in the guest or for it. 0 before vm_start. Any thread. */
+uint64_t vm_cpu_time(const struct vm *vm);
 
 /* KVM_CHECK_EXTENSION on the VM; any thread. */
 int vm_check_extension(const struct vm *vm, unsigned int cap);

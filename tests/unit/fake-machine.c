@@ -16,6 +16,7 @@
 
 struct vcpu {
     unsigned int index;
+    struct vcpu_paging paging;
 };
 
 struct vm {
@@ -35,6 +36,7 @@ struct vm {
 struct machine {
     struct config config;
     struct vm vm;
+    struct machine_mmu *mmu;
     struct host_info host;
     struct event_base *events;
     struct qmp_server *server;
@@ -173,6 +175,26 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned int index)
     return &vm->vcpus[index];
 }
 
+/* What devices ask of a VM when they are made; none is, here. */
+int vm_ioeventfd(struct vm *vm, int fd, enum bus_space space, uint64_t addr, unsigned int size, bool match,
+                 uint64_t value, bool on)
+{
+    (void)vm, (void)fd, (void)space, (void)addr, (void)size, (void)match, (void)value, (void)on;
+    return -ENOTSUP;
+}
+
+int vm_irqfd(struct vm *vm, int fd, unsigned int gsi, int resample_fd, bool on)
+{
+    (void)vm, (void)fd, (void)gsi, (void)resample_fd, (void)on;
+    return -ENOTSUP;
+}
+
+uint8_t *vm_register_pages(const struct vm *vm)
+{
+    (void)vm;
+    return NULL;
+}
+
 int vcpu_fd(const struct vcpu *vcpu)
 {
     return 101 + (int)vcpu->index;
@@ -186,6 +208,49 @@ pid_t vcpu_tid(const struct vcpu *vcpu)
 void vcpu_exits(const struct vcpu *vcpu, struct vcpu_exits *ret)
 {
     *ret = (struct vcpu_exits){.total = 10 + vcpu->index, .io_in = 3, .io_out = 4, .other = 3};
+}
+
+void vm_paging_features(const struct vm *vm, unsigned int *ret_maxphyaddr, bool *ret_gbpages)
+{
+    *ret_maxphyaddr = 46;
+    *ret_gbpages = true;
+}
+
+int vm_set_mmu_pages(struct vm *vm, uint64_t pages)
+{
+    return vm->failure;
+}
+
+/* vCPUs of this machine do not run: what they have in CR3 is what the test says. */
+void vm_ask_paging(struct vm *vm, bool kick)
+{
+}
+
+void vm_look_paging(struct vm *vm, uint64_t timeout_ns)
+{
+}
+
+void vm_note_paging(struct vm *vm)
+{
+}
+
+void vm_paging(struct vm *vm, unsigned int vcpu, struct vcpu_paging *ret)
+{
+    *ret = vm->vcpus[vcpu].paging;
+}
+
+uint64_t vm_cpu_time(const struct vm *vm)
+{
+    return 0;
+}
+
+void fake_machine_set_cr3(struct machine *m, uint64_t cr3)
+{
+    struct vcpu_paging *p = &m->vm.vcpus[0].paging;
+
+    /* Long mode with NX, in the kernel. */
+    *p = (struct vcpu_paging){
+        .cr0 = 0x80000001, .cr3 = cr3, .cr4 = 0x20, .efer = 0xd00, .kernel = true, .seq = p->seq + 1};
 }
 
 /* -- statistics: of every kind one ------------------------------------------- */
@@ -298,6 +363,7 @@ void machine_stop(struct machine *m)
     if (m->state != RUN_STATE_RUNNING)
         return;
     m->state = RUN_STATE_PAUSED;
+    machine_mmu_paused(m->mmu);
     emit(m, "STOP", NULL);
 }
 
@@ -332,6 +398,7 @@ int machine_cont(struct machine *m, const char **ret_why)
         return -EPERM;
     }
     m->state = RUN_STATE_RUNNING;
+    machine_mmu_resuming(m->mmu);
     emit(m, "RESUME", NULL);
     return 0;
 }
@@ -366,6 +433,11 @@ const struct config *machine_config(const struct machine *m)
 struct vm *machine_vm(struct machine *m)
 {
     return &m->vm;
+}
+
+struct machine_mmu *machine_mmu(struct machine *m)
+{
+    return m->mmu;
 }
 
 const struct host_info *machine_host(struct machine *m)
@@ -435,9 +507,15 @@ static void init_vm(struct vm *vm, const struct fake_options *options)
     }
 }
 
+static void on_page_limit(void *opaque)
+{
+    /* Nothing here makes KVM's limit move. */
+}
+
 struct machine *fake_machine_new(struct event_base *events, const struct fake_options *options)
 {
     struct machine *m = calloc(1, sizeof(*m));
+    int r;
 
     assert(m);
     m->events = events;
@@ -448,11 +526,16 @@ struct machine *fake_machine_new(struct event_base *events, const struct fake_op
     m->config.memory = options->memory;
     init_host(&m->host);
     init_vm(&m->vm, options);
+    tracker_default_settings(&m->config.mmu);
+    r = machine_mmu_new(&m->config, &m->vm, on_page_limit, m, &m->mmu);
+    assert(r == 0);
     return m;
 }
 
 void fake_machine_free(struct machine *m)
 {
+    machine_mmu_stop(m->mmu);
+    machine_mmu_free(m->mmu);
     dirty_log_free(m->vm.log);
     for (int i = 0; i < MEM_MAX_SLOTS; i++)
         free(m->vm.dirty[i]);

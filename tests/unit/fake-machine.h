@@ -31,6 +31,8 @@ int fake_machine_ended(const struct machine *m);
 
 /* The guest writes to a page: it is in KVM's dirty log if that is on (ring: of vCPU 0). */
 void fake_machine_write(struct machine *m, gfn_t gfn, uint8_t byte);
+/* vCPU 0 runs the kernel with this in CR3: long mode. It is found when the tracker looks next. */
+void fake_machine_set_cr3(struct machine *m, uint64_t cr3);
 /* Let KVM fail: what ioctls of the dirty log return, 0 for success. */
 void fake_machine_fail_kvm(struct machine *m, int r);
 

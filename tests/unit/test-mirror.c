@@ -556,8 +556,8 @@ static void test_floods_off(void **state)
 static void test_flood_ring(void **state)
 {
     struct fixture f;
-    struct mmu_flood floods[FLOOD_RING + 8];
-    gfn_t tables[FLOOD_RING + 8];
+    struct mmu_flood floods[MIRROR_FLOODS_MAX + 8];
+    gfn_t tables[MIRROR_FLOODS_MAX + 8];
 
     setup(&f);
     for (unsigned int i = 0; i < ARRAY_SIZE(tables); i++) {
@@ -567,8 +567,8 @@ static void test_flood_ring(void **state)
     sync_all(&f);
     for (unsigned int i = 0; i < 3 * ARRAY_SIZE(tables); i++)
         mirror_written(f.m, tables[i / 3]);
-    assert_int_equal(mirror_floods(f.m, floods, ARRAY_SIZE(floods)), FLOOD_RING);
-    for (unsigned int i = 0; i < FLOOD_RING; i++)
+    assert_int_equal(mirror_floods(f.m, floods, ARRAY_SIZE(floods)), MIRROR_FLOODS_MAX);
+    for (unsigned int i = 0; i < MIRROR_FLOODS_MAX; i++)
         assert_int_equal(floods[i].gfn, tables[ARRAY_SIZE(tables) - 1 - i]);
     teardown(&f);
 }

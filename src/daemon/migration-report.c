@@ -1,0 +1,109 @@
+/* What query-migrate answers: QEMU's members by QEMU's names and units, and ours beside them. */
+#include "config.h"
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "daemon/migration-internal.h"
+#include "base/util.h"
+#include "mmu/types.h"
+
+static void add_ram(json_t *to, const struct mig_report *r)
+{
+    json_t *ram = json_object_new_object();
+
+    json_add_u64(ram, "total", r->memory);
+    json_add_u64(ram, "transferred", r->transferred);
+    json_add_u64(ram, "remaining", r->remaining);
+    json_add_u64(ram, "duplicate", r->zero);
+    json_add_u64(ram, "skipped", r->untouched);
+    json_add_u64(ram, "normal", r->normal);
+    json_add_u64(ram, "normal-bytes", pages_to_bytes(r->normal));
+    json_add_u64(ram, "page-size", GUEST_PAGE_SIZE);
+    json_add_u64(ram, "dirty-sync-count", r->passes);
+    json_add_u64(ram, "dirty-pages-rate", r->dirty_rate);
+    json_add_double(ram, "mbps", (double)r->throughput * 8 / 1e6);
+    json_add_u64(ram, "pages-per-second", bytes_to_pages(r->throughput));
+    json_add_u64(ram, "postcopy-requests", 0);
+    json_add_u64(ram, "multifd-bytes", r->channels > 1 ? r->transferred : 0);
+    json_add_u64(ram, "precopy-bytes", r->transferred);
+    json_add_u64(ram, "held-back", r->held);
+    json_add(to, "ram", ram);
+}
+
+static void add_downtime(json_t *to, const struct mig_downtime *d)
+{
+    json_t *o = json_object_new_object();
+
+    json_add_u64(o, "pause", d->pause / NSEC_PER_USEC);
+    json_add_u64(o, "drain", d->drain / NSEC_PER_USEC);
+    json_add_u64(o, "final-harvest", d->final_harvest / NSEC_PER_USEC);
+    json_add_u64(o, "final-pages", d->final_pages / NSEC_PER_USEC);
+    json_add_u64(o, "device-state", d->device_state / NSEC_PER_USEC);
+    json_add_u64(o, "load", d->load / NSEC_PER_USEC);
+    json_add_u64(o, "resume", d->resume / NSEC_PER_USEC);
+    json_add(to, "downtime-breakdown", o);
+}
+
+static void add_rounds(json_t *to, const struct mig_report *r)
+{
+    json_t *list = json_object_new_array();
+    uint64_t done = r->passes ? r->passes - 1 : 0, first = done > MIG_KEEP_ROUNDS ? done - MIG_KEEP_ROUNDS : 0;
+
+    for (uint64_t i = first; i < done; i++) {
+        const struct mig_round *round = &r->rounds[i % MIG_KEEP_ROUNDS];
+        json_t *o = json_object_new_object();
+
+        json_add_u64(o, "pages", round->pages);
+        json_add_u64(o, "dirtied", round->dirtied);
+        json_add_u64(o, "held-back", round->held);
+        json_add_double(o, "seconds", (double)round->ns / (double)NSEC_PER_SEC);
+        json_add_u64(o, "dirty-rate", round->dirty_rate);
+        json_add_u64(o, "throughput", round->throughput);
+        json_push(list, o);
+    }
+    json_add(to, "rounds", list);
+}
+
+static void add_forecast(json_t *to, const struct mig_forecast *f)
+{
+    json_t *o;
+
+    if (!f->valid)
+        return;
+    o = json_object_new_object();
+    json_add_bool(o, "converges", f->converges);
+    json_add_u64(o, "downtime", f->downtime_ns / NSEC_PER_MSEC);
+    if (f->converges)
+        json_add_u64(o, "time", f->converge_ns / NSEC_PER_MSEC);
+    if (f->who[0])
+        json_add_str(o, "who", f->who);
+    json_add(to, "forecast", o);
+}
+
+json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
+{
+    json_t *o = json_object_new_object();
+
+    /* As QEMU: an empty object before the first. */
+    if (r->status == MIG_STATUS_NONE)
+        return o;
+    json_add_str(o, "status", mig_status_name(r->status));
+    json_add_u64(o, "total-time", r->total_ns / NSEC_PER_MSEC);
+    json_add_u64(o, "setup-time", r->setup_ns / NSEC_PER_MSEC);
+    if (r->status == MIG_STATUS_COMPLETED)
+        json_add_u64(o, "downtime", DIV_ROUND_UP(r->downtime.total, NSEC_PER_MSEC));
+    else
+        json_add_u64(o, "expected-downtime", r->expected_downtime_ns / NSEC_PER_MSEC);
+    if (r->why[0])
+        json_add_str(o, "error-desc", r->why);
+    json_add_bool(o, "local", r->local);
+    json_add_u64(o, "channels", r->channels);
+    add_ram(o, r);
+    add_downtime(o, &r->downtime);
+    add_rounds(o, r);
+    add_forecast(o, &r->forecast);
+    json_add_u64(o, "harvest-us", r->harvest_ns / NSEC_PER_USEC);
+    json_add_u64(o, "guest-stall", stall_ns / NSEC_PER_USEC);
+    json_add(o, "blockers", json_object_new_array());
+    return o;
+}

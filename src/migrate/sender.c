@@ -1,0 +1,329 @@
+/* The channels' threads: take pages from the work, look at them, send them straight out of guest memory. */
+#include "config.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/bitmap.h"
+#include "base/clock.h"
+#include "migrate/pages.h"
+#include "migrate/source-internal.h"
+
+#define REASON_TIMEOUT_MS 1000
+#define PIECE_WORDS (MIG_PIECE_PAGES / 64)
+
+struct batch {
+    struct mig_run runs[MIG_BATCH_RUNS];
+    unsigned int run_count;
+    uint32_t data_pages;
+};
+
+void mig_break(struct mig_source *s, const struct mig_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    if (err && !s->broken)
+        s->error = *err;
+    __atomic_store_n(&s->broken, true, __ATOMIC_RELAXED);
+    for (unsigned int i = 0; i < s->channels; i++)
+        if (s->senders[i].connected)
+            mig_stream_break(&s->senders[i].stream);
+    pthread_cond_broadcast(&s->wake);
+    pthread_cond_broadcast(&s->done);
+    pthread_mutex_unlock(&s->lock);
+}
+
+uint64_t mig_bytes_sent(const struct mig_source *s)
+{
+    uint64_t sum = 0;
+
+    for (unsigned int i = 0; i < s->channels; i++)
+        sum += __atomic_load_n(&s->senders[i].stream.sent, __ATOMIC_RELAXED);
+    return sum;
+}
+
+/* -- the work -- */
+
+void mig_work_add(struct mig_source *s, const uint64_t *bits)
+{
+    int64_t added = 0;
+
+    for (size_t w = bitmap_next_word(bits, s->words, 0); w < s->words; w = bitmap_next_word(bits, s->words, w + 1))
+        added += __builtin_popcountll(bits[w] & ~__atomic_fetch_or(&s->work[w], bits[w], __ATOMIC_SEQ_CST));
+    pthread_mutex_lock(&s->lock);
+    atomic_fetch_add(&s->left, added);
+    s->generation++;
+    pthread_cond_broadcast(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool mig_work_wait(struct mig_source *s, int64_t pages)
+{
+    bool fine;
+
+    pthread_mutex_lock(&s->lock);
+    __atomic_store_n(&s->wanted_left, pages, __ATOMIC_RELAXED);
+    while (!s->broken && atomic_load(&s->left) > pages)
+        pthread_cond_wait(&s->done, &s->lock);
+    fine = !s->broken;
+    pthread_mutex_unlock(&s->lock);
+    return fine;
+}
+
+static void work_done(struct mig_source *s, int64_t pages)
+{
+    int64_t left = atomic_fetch_sub(&s->left, pages) - pages;
+
+    if (left <= __atomic_load_n(&s->wanted_left, __ATOMIC_RELAXED)) {
+        pthread_mutex_lock(&s->lock);
+        pthread_cond_signal(&s->done);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
+/* -- bandwidth -- */
+
+static void pace(struct mig_source *s, uint64_t bytes)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->parameters.max_bandwidth && !s->unlimited && !s->broken && s->pace_ns > clock_ns()) {
+        struct timespec until = {.tv_sec = (time_t)(s->pace_ns / NSEC_PER_SEC), .tv_nsec = (long)(s->pace_ns % NSEC_PER_SEC)};
+
+        pthread_cond_timedwait(&s->wake, &s->lock, &until);
+    }
+    if (s->parameters.max_bandwidth)
+        s->pace_ns = MAX(s->pace_ns, clock_ns()) +
+                     (uint64_t)((unsigned __int128)bytes * NSEC_PER_SEC / s->parameters.max_bandwidth);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* -- one batch -- */
+
+static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *err)
+{
+    struct mig_message m = {.type = MIG_BATCH, .pass_fd = -1};
+    uint8_t head[MIG_RUN_SIZE * MIG_BATCH_RUNS];
+    struct iovec iov[MIG_BATCH_RUNS];
+    const uint8_t *ram = mem_ram(c->source->config.mem);
+    int64_t pages = 0;
+    int r;
+
+    for (unsigned int i = 0; i < b->run_count; i++) {
+        const struct mig_run *run = &b->runs[i];
+
+        mig_run_put(run, head + i * MIG_RUN_SIZE);
+        pages += run->pages;
+        if (run->kind == MIG_RUN_DATA)
+            iov[m.raw_count++] = (struct iovec){(void *)(uintptr_t)(ram + pages_to_bytes(run->pfn)), pages_to_bytes(run->pages)};
+    }
+    m.head = head;
+    m.head_len = b->run_count * MIG_RUN_SIZE;
+    m.raw = iov;
+    pace(c->source, m.head_len + pages_to_bytes(b->data_pages));
+    r = mig_send(&c->stream, &m, err);
+    c->sent_pages += (uint64_t)pages;
+    atomic_fetch_add(&c->source->normal, b->data_pages);
+    b->run_count = 0;
+    b->data_pages = 0;
+    return r;
+}
+
+static bool batch_full(const struct batch *b)
+{
+    return b->run_count == MIG_BATCH_RUNS || b->data_pages == MIG_BATCH_PAGES;
+}
+
+static void batch_add(struct batch *b, pfn_t pfn, enum mig_run_kind kind)
+{
+    struct mig_run *last = b->run_count ? &b->runs[b->run_count - 1] : NULL;
+
+    b->data_pages += kind == MIG_RUN_DATA;
+    if (last && last->kind == kind && last->pfn + last->pages == pfn)
+        last->pages++;
+    else
+        b->runs[b->run_count++] = (struct mig_run){.pfn = pfn, .pages = 1, .kind = kind};
+}
+
+/* Look at the pages of one word, which were taken from the work, and send full batches. */
+static int send_word(struct mig_sender *c, size_t word, uint64_t bits, struct batch *b, struct mig_error *err)
+{
+    struct mig_source *s = c->source;
+    uint64_t zero = 0;
+
+    for (; bits; bits &= bits - 1) {
+        pfn_t pfn = word * 64 + (unsigned int)__builtin_ctzll(bits);
+        uint64_t mask = UINT64_C(1) << (pfn % 64);
+
+        if (!mig_page_is_zero(mem_ram(s->config.mem) + pages_to_bytes(pfn))) {
+            s->present[word] |= mask;
+            batch_add(b, pfn, MIG_RUN_DATA);
+        } else {
+            zero++;
+            /* What was never sent is zeros there. */
+            if (!(s->present[word] & mask))
+                continue;
+            s->present[word] &= ~mask;
+            batch_add(b, pfn, MIG_RUN_ZERO);
+        }
+        if (batch_full(b)) {
+            int r = send_batch(c, b, err);
+
+            if (r < 0)
+                return r;
+        }
+    }
+    if (zero)
+        atomic_fetch_add(&s->zero, zero);
+    return 0;
+}
+
+/* Take one piece; *ret_taken is how many pages it had. */
+static int send_piece(struct mig_sender *c, size_t piece, struct batch *b, uint64_t *ret_taken, struct mig_error *err)
+{
+    struct mig_source *s = c->source;
+    uint64_t taken = 0;
+    int r = 0;
+
+    for (size_t w = piece; w < MIN(piece + PIECE_WORDS, s->words) && r == 0; w++) {
+        uint64_t bits;
+
+        if (!__atomic_load_n(&s->work[w], __ATOMIC_RELAXED))
+            continue;
+        /* Taken before it is read: a later write brings it back. */
+        bits = __atomic_exchange_n(&s->work[w], 0, __ATOMIC_SEQ_CST);
+        taken += (uint64_t)__builtin_popcountll(bits);
+        r = send_word(c, w, bits, b, err);
+    }
+    if (taken)
+        work_done(s, (int64_t)taken);
+    *ret_taken = taken;
+    return r;
+}
+
+/* Once over the channel's pieces. *ret_taken: pages that were taken. */
+static int sweep(struct mig_sender *c, uint64_t *ret_taken, struct mig_error *err)
+{
+    struct mig_source *s = c->source;
+    struct batch b = {.run_count = 0};
+    uint64_t sum = 0, taken;
+    int r = 0;
+
+    for (size_t piece = c->index * PIECE_WORDS; piece < s->words && r == 0; piece += s->channels * PIECE_WORDS) {
+        if (__atomic_load_n(&s->broken, __ATOMIC_RELAXED))
+            break;
+        r = send_piece(c, piece, &b, &taken, err);
+        sum += taken;
+    }
+    if (r == 0 && b.run_count > 0)
+        r = send_batch(c, &b, err);
+    *ret_taken = sum;
+    return r;
+}
+
+static int send_end(struct mig_sender *c, struct mig_error *err)
+{
+    int r = mig_send_u64(&c->stream, MIG_END, c->sent_pages, err);
+
+    pthread_mutex_lock(&c->source->lock);
+    c->ended = r == 0;
+    pthread_cond_signal(&c->source->done);
+    pthread_mutex_unlock(&c->source->lock);
+    return r;
+}
+
+/* Wait for something to do; false at the end. *finish: send what there is, then END. */
+static bool next_work(struct mig_sender *c, uint64_t *generation, bool *finish)
+{
+    struct mig_source *s = c->source;
+    bool go_on;
+
+    pthread_mutex_lock(&s->lock);
+    while (!s->broken && !s->finishing && s->generation == *generation)
+        pthread_cond_wait(&s->wake, &s->lock);
+    *generation = s->generation;
+    *finish = s->finishing;
+    go_on = !s->broken && !c->ended;
+    pthread_mutex_unlock(&s->lock);
+    return go_on;
+}
+
+/* A target that gives up says why before it closes. Nobody else receives while pages are sent. */
+static void hear_reason(struct mig_sender *c, struct mig_error *err)
+{
+    struct mig_error unheard = {""};
+    struct mig_frame f;
+
+    if (c->index != 0 || __atomic_load_n(&c->source->broken, __ATOMIC_RELAXED))
+        return;
+    mig_stream_set_timeout(&c->stream, REASON_TIMEOUT_MS);
+    if (mig_receive(&c->stream, &f, &unheard) == 0 && f.type == MIG_FAILED)
+        snprintf(err->text, sizeof(err->text), "the target failed: %.*s", (int)MIN(f.length, 200u),
+                 (const char *)f.payload);
+}
+
+static void *sender_thread(void *arg)
+{
+    struct mig_sender *c = arg;
+    struct mig_error err = {""};
+    uint64_t generation = 0;
+    bool finish = false;
+    int r = 0;
+
+    pthread_setname_np(pthread_self(), "mig-send");
+    while (r == 0 && next_work(c, &generation, &finish)) {
+        uint64_t taken = 1;
+
+        while (r == 0 && taken > 0 && !__atomic_load_n(&c->source->broken, __ATOMIC_RELAXED))
+            r = sweep(c, &taken, &err);
+        if (r == 0 && finish)
+            r = send_end(c, &err);
+        if (finish)
+            break;
+    }
+    if (r < 0) {
+        hear_reason(c, &err);
+        mig_break(c->source, &err);
+    }
+    return NULL;
+}
+
+/* -- all of them -- */
+
+int mig_senders_start(struct mig_source *s)
+{
+    sigset_t all, old;
+    int r = 0;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    for (unsigned int i = 0; i < s->channels && r == 0; i++) {
+        r = -pthread_create(&s->senders[i].thread, NULL, sender_thread, &s->senders[i]);
+        s->senders[i].started = r == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return r;
+}
+
+bool mig_senders_finish(struct mig_source *s)
+{
+    bool fine;
+
+    pthread_mutex_lock(&s->lock);
+    s->finishing = true;
+    pthread_cond_broadcast(&s->wake);
+    for (unsigned int i = 0; i < s->channels; i++)
+        while (!s->broken && !s->senders[i].ended)
+            pthread_cond_wait(&s->done, &s->lock);
+    fine = !s->broken;
+    pthread_mutex_unlock(&s->lock);
+    return fine;
+}
+
+void mig_senders_join(struct mig_source *s)
+{
+    for (unsigned int i = 0; i < s->channels; i++) {
+        if (s->senders[i].started)
+            pthread_join(s->senders[i].thread, NULL);
+        s->senders[i].started = false;
+    }
+}

@@ -1,0 +1,88 @@
+/*
+ * The side a guest leaves: pre-copy over the dirty log's consumer "migration", and the switchover of which exactly one side
+ * comes out running.
+ *
+ * Threads: a coordinator and one sender for each channel, made by mig_source_start. They call upward through struct
+ * mig_source_ops only; each callback may be carried out on another thread, for which the caller waits. All functions here
+ * are for one thread (the daemon's main).
+ */
+#ifndef UMBRA_MIGRATE_SOURCE_H
+#define UMBRA_MIGRATE_SOURCE_H
+
+#include "migrate/report.h"
+#include "migrate/wire.h"
+#include "mmu/dirty.h"
+#include "mmu/mem.h"
+
+/* A guest that writes faster than the channel takes it: what to do. */
+enum mig_strategy {
+    MIG_STRATEGY_CANCEL,
+    MIG_STRATEGY_STOP,     /* switch over all the same, whatever the downtime */
+    MIG_STRATEGY_THROTTLE, /* take time slices from the guest */
+};
+
+struct mig_parameters {
+    uint64_t max_bandwidth;     /* bytes a second of pre-copy, 0: no limit */
+    uint64_t downtime_limit_ns;
+    enum mig_strategy strategy;
+    unsigned int channels; /* 1 to MIG_MAX_CHANNELS; read at the start only */
+    bool pause_before_switchover;
+};
+
+#define MIG_DOWNTIME_LIMIT_DEFAULT_NS UINT64_C(300000000)
+
+struct mig_source_ops {
+    /*
+     * A complete machine state, of a guest that runs: it is stopped for as short as it takes. *ret is the caller's to free.
+     * 0 or -errno.
+     */
+    int (*facts)(void *opaque, uint8_t **ret, size_t *ret_len);
+    /*
+     * Stop the guest for the switchover, *ret_run telling whether it ran; fill in pause and drain. -errno with *err when it
+     * has ended meanwhile.
+     */
+    int (*stop)(void *opaque, bool *ret_run, struct mig_downtime *times, struct mig_error *err);
+    /* The state of the stopped guest, captured at *ret_captured_ns or a little later (clock_ns). */
+    int (*save)(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *ret_captured_ns);
+    /* The switchover failed: go on as before. */
+    void (*resume)(void *opaque);
+    /* The target may have the guest from here on: it must not run here by itself any more. */
+    void (*give_away)(void *opaque);
+    /* Take `percent` of the guest's time (0: none); MIG_STRATEGY_THROTTLE. NULL: cannot be done. */
+    void (*throttle)(void *opaque, unsigned int percent);
+    /* Pages that are better sent last, as they change with every mapping. Any thread, fast. NULL: not known. */
+    bool (*is_table)(void *opaque, gfn_t gfn);
+    /* Who wrote the pages of the set, as text. NULL: not known. */
+    void (*who)(void *opaque, const struct page_set *pages, char *text, size_t size);
+    /* The status changed, a round ended. */
+    void (*changed)(void *opaque, bool round);
+};
+
+struct mig_source_config {
+    struct mem *mem;
+    struct dirty_log *dirty;
+    const struct mig_source_ops *ops;
+    void *opaque;
+    struct mig_parameters parameters;
+    const char *uri; /* tcp: or unix:; NULL: fd */
+    int fd;          /* connected, taken over also on failure; -1 with a URI. One channel */
+    bool local;      /* pass the RAM file; Unix sockets only */
+};
+
+struct mig_source;
+
+/* Begin; what becomes of it is told by `changed` and the report. 0 or -errno (no threads, no memory). */
+int mig_source_start(const struct mig_source_config *config, struct mig_source **ret);
+/* Ask for the end. Too late once the target was told to go on; it ends by itself then. */
+void mig_source_cancel(struct mig_source *s);
+/* In pre-switchover: go on. -EINVAL in any other status. */
+int mig_source_continue(struct mig_source *s);
+void mig_source_set_parameters(struct mig_source *s, const struct mig_parameters *p);
+void mig_source_report(struct mig_source *s, struct mig_report *ret);
+/*
+ * Cancels unless it is over. Callbacks must fail at once from here on, unless `changed` has told of the end already: there
+ * are none after that. NULL is fine.
+ */
+void mig_source_free(struct mig_source *s);
+
+#endif

@@ -1,0 +1,79 @@
+/*
+ * One connection of a migration: whole frames over a blocking socket.
+ *
+ * One thread receives; any may send, frame by frame under a lock. mig_stream_break (any thread) makes both fail from then
+ * on, those that wait now included.
+ */
+#ifndef UMBRA_MIGRATE_STREAM_H
+#define UMBRA_MIGRATE_STREAM_H
+
+#include <pthread.h>
+#include <sys/uio.h>
+
+#include "base/unix.h"
+#include "migrate/wire.h"
+
+struct mig_stream {
+    int fd;
+    bool source; /* which end this is */
+    pthread_mutex_t send_lock;
+    uint32_t send_sequence, receive_sequence;
+    uint64_t sent; /* bytes; relaxed atomic */
+    int passed_fd; /* received with the newest frame, -1 for none; the stream's unless it is taken */
+    uint64_t received_ns; /* when the newest frame's header came */
+    uint8_t *buffer; /* payload of the newest frame */
+    size_t buffer_size;
+};
+
+struct mig_frame {
+    enum mig_type type;
+    const uint8_t *payload; /* until the next mig_receive */
+    uint32_t length;
+};
+
+/* Takes over fd, a connected stream socket, and sets it up. */
+void mig_stream_init(struct mig_stream *s, int fd, bool source);
+/* Nobody uses it any more. */
+void mig_stream_clear(struct mig_stream *s);
+void mig_stream_break(struct mig_stream *s);
+/* How long one read or write may wait; 0: for ever. A connection whose write timed out is of no use any more. */
+void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms);
+
+int mig_send_hello(struct mig_stream *s, const struct mig_hello *h, struct mig_error *err);
+int mig_receive_hello(struct mig_stream *s, struct mig_hello *ret, struct mig_error *err);
+
+/*
+ * Send one frame: `head` and `rest` (either may be empty) are its payload, `raw` (changed on the way) follows it. pass_fd
+ * goes with it unless it is -1 (a Unix socket only). 0, -ETIMEDOUT, or -errno, with *err.
+ */
+struct mig_message {
+    enum mig_type type;
+    const void *head;
+    size_t head_len;
+    const void *rest;
+    size_t rest_len;
+    struct iovec *raw;
+    unsigned int raw_count;
+    int pass_fd;
+};
+int mig_send(struct mig_stream *s, const struct mig_message *m, struct mig_error *err);
+/* One without raw bytes and descriptor. */
+int mig_send_frame(struct mig_stream *s, enum mig_type type, const void *payload, size_t len, struct mig_error *err);
+int mig_send_u64(struct mig_stream *s, enum mig_type type, uint64_t value, struct mig_error *err);
+
+/* The next frame, checked. -ECONNRESET at the end of the stream, -ETIMEDOUT, -EBADMSG, -ENOMEM or -errno, with *err. */
+int mig_receive(struct mig_stream *s, struct mig_frame *ret, struct mig_error *err);
+/* What follows a frame; iov is changed. */
+int mig_receive_raw(struct mig_stream *s, struct iovec *iov, unsigned int count, struct mig_error *err);
+
+/* tcp:HOST:PORT or unix:PATH; a connected descriptor, or -errno with *err. */
+int mig_connect(const char *uri, unsigned int timeout_ms, struct mig_error *err);
+/* Where a target waits; zeroed with fd -1 it is closed. */
+struct mig_listener {
+    int fd; /* nonblocking */
+    struct unix_listener file; /* of a Unix socket */
+};
+int mig_listen(const char *uri, struct mig_listener *ret, struct mig_error *err);
+void mig_listener_close(struct mig_listener *l);
+
+#endif

@@ -1,0 +1,534 @@
+#include "config.h"
+
+#include "migrate/target.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "migrate/stream.h"
+
+/* How long a connection may take to say what it is, and a source to open all its channels. */
+#define HELLO_TIMEOUT_MS 10000
+#define FD_MAX 1000000
+
+struct channel {
+    struct mig_target *target;
+    unsigned int index;
+    struct mig_stream stream;
+    bool connected, started;
+    pthread_t thread;
+    uint64_t pages; /* received */
+    bool ended;     /* under target->lock: END came */
+};
+
+struct mig_target {
+    struct mem *mem;
+    uint8_t *ram;
+    const struct mig_target_ops *ops;
+    void *opaque;
+    pthread_t thread;
+    bool started;
+    int wake_fd;
+    struct mig_listener listener;
+    int given_fd; /* fd:NUMBER; -1 once it is channel 0's */
+
+    pthread_mutex_t lock; /* protects what follows but the channels' streams */
+    pthread_cond_t cond;  /* a channel ended, or all is over */
+    bool broken;
+    struct mig_error error; /* the first */
+    struct mig_report report;
+    uint64_t started_ns;
+
+    struct channel channels[MIG_MAX_CHANNELS];
+    unsigned int channel_count;
+    uint64_t session;
+    bool local, adopted, accepted, ready;
+    bool run; /* as the state said */
+};
+
+static void set_status(struct mig_target *t, enum mig_status status)
+{
+    pthread_mutex_lock(&t->lock);
+    t->report.status = status;
+    if (status == MIG_STATUS_ACTIVE)
+        t->started_ns = clock_ns();
+    else if (t->started_ns)
+        t->report.total_ns = clock_ns() - t->started_ns;
+    pthread_mutex_unlock(&t->lock);
+    t->ops->changed(t->opaque);
+}
+
+void mig_target_report(struct mig_target *t, struct mig_report *ret)
+{
+    pthread_mutex_lock(&t->lock);
+    *ret = t->report;
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
+        ret->normal += __atomic_load_n(&t->channels[i].pages, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* End the session; any thread. */
+static void break_target(struct mig_target *t, const struct mig_error *err)
+{
+    pthread_mutex_lock(&t->lock);
+    if (err && !t->broken)
+        t->error = *err;
+    t->broken = true;
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
+        if (t->channels[i].connected)
+            mig_stream_break(&t->channels[i].stream);
+    pthread_cond_broadcast(&t->cond);
+    pthread_mutex_unlock(&t->lock);
+    fd_event_signal(t->wake_fd);
+}
+
+/* -- pages -- */
+
+static int receive_batch(struct channel *c, const struct mig_frame *f, struct mig_error *err)
+{
+    struct mig_target *t = c->target;
+    struct mig_run runs[MIG_BATCH_RUNS];
+    struct iovec iov[MIG_BATCH_RUNS];
+    unsigned int n = 0;
+    uint32_t count, data;
+    int r = mig_runs_get(f->payload, f->length, mem_pages(t->mem), runs, &count, &data, err);
+
+    if (r == 0 && (!t->accepted || t->local || c->ended))
+        r = mig_error(err, -EBADMSG, "batch: pages %s", c->ended ? "after the end of the channel" : "are not expected");
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *to = t->ram + pages_to_bytes(runs[i].pfn);
+
+        __atomic_store_n(&c->pages, c->pages + runs[i].pages, __ATOMIC_RELAXED);
+        if (runs[i].kind == MIG_RUN_ZERO)
+            memset(to, 0, pages_to_bytes(runs[i].pages));
+        else
+            iov[n++] = (struct iovec){to, pages_to_bytes(runs[i].pages)};
+    }
+    return mig_receive_raw(&c->stream, iov, n, err);
+}
+
+static int end_channel(struct channel *c, const struct mig_frame *f, struct mig_error *err)
+{
+    uint64_t sent = le64_get(f->payload);
+
+    if (c->ended || !c->target->accepted)
+        return mig_error(err, -EBADMSG, "end: not expected");
+    if (sent != c->pages)
+        return mig_error(err, -EBADMSG, "end: %" PRIu64 " pages were sent, %" PRIu64 " came", sent, c->pages);
+    pthread_mutex_lock(&c->target->lock);
+    c->ended = true;
+    pthread_cond_broadcast(&c->target->cond);
+    pthread_mutex_unlock(&c->target->lock);
+    return 0;
+}
+
+static void *channel_thread(void *arg)
+{
+    struct channel *c = arg;
+    struct mig_error err = {""};
+    struct mig_frame f;
+    int r = 0;
+
+    pthread_setname_np(pthread_self(), "mig-receive");
+    while (r == 0 && !c->ended) {
+        r = mig_receive(&c->stream, &f, &err);
+        if (r == 0 && f.type == MIG_BATCH)
+            r = receive_batch(c, &f, &err);
+        else if (r == 0 && f.type == MIG_END)
+            r = end_channel(c, &f, &err);
+        else if (r == 0 && f.type == MIG_PING)
+            r = mig_send_u64(&c->stream, MIG_PONG, le64_get(f.payload), &err);
+        else if (r == 0)
+            r = mig_error(&err, -EBADMSG, "frame: %s on a data channel", mig_type_name(f.type));
+    }
+    if (r < 0)
+        break_target(c->target, &err);
+    return NULL;
+}
+
+/* -- connections -- */
+
+/* The next connection; -ECANCELED, -ETIMEDOUT (timeout_ms -1: waits for ever). */
+static int accept_one(struct mig_target *t, int timeout_ms)
+{
+    struct pollfd p[2] = {{.fd = t->listener.fd, .events = POLLIN}, {.fd = t->wake_fd, .events = POLLIN}};
+
+    for (;;) {
+        int fd, r = poll(p, 2, timeout_ms);
+
+        if (r == 0)
+            return -ETIMEDOUT;
+        if (r < 0 && errno != EINTR)
+            return -errno;
+        if (p[1].revents)
+            return -ECANCELED;
+        fd = r > 0 ? accept4(t->listener.fd, NULL, NULL, SOCK_CLOEXEC) : -1;
+        if (fd >= 0)
+            return fd;
+    }
+}
+
+/* A connection becomes channel `index` when it says that it is; else it is closed. */
+static bool take_connection(struct mig_target *t, int fd, bool first, struct mig_hello *hello)
+{
+    struct mig_error err = {""};
+    struct mig_stream stream;
+    int r;
+
+    mig_stream_init(&stream, fd, false);
+    mig_stream_set_timeout(&stream, HELLO_TIMEOUT_MS);
+    r = mig_receive_hello(&stream, hello, &err);
+    if (r == 0 && first && hello->channel != 0)
+        r = mig_error(&err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
+    if (r == 0 && !first && (hello->session != t->session || hello->channels != t->channel_count))
+        r = mig_error(&err, -EBADMSG, "hello: another session");
+    if (r == 0 && t->channels[hello->channel].connected)
+        r = mig_error(&err, -EBADMSG, "hello: channel %u is connected already", hello->channel);
+    if (r < 0) {
+        /* Whoever it is, the guest is not lost by it. */
+        log_warn("migration: a connection is dropped: %s", err.text);
+        mig_stream_clear(&stream);
+        return false;
+    }
+    mig_stream_set_timeout(&stream, 0);
+    pthread_mutex_lock(&t->lock);
+    t->channels[hello->channel].stream = stream;
+    t->channels[hello->channel].connected = true;
+    if (t->broken)
+        mig_stream_break(&t->channels[hello->channel].stream);
+    pthread_mutex_unlock(&t->lock);
+    return true;
+}
+
+static int wait_for_source(struct mig_target *t, struct mig_error *err)
+{
+    struct mig_hello hello;
+    bool taken = false;
+
+    if (t->given_fd >= 0) {
+        taken = take_connection(t, take_fd(t->given_fd), true, &hello);
+        if (!taken)
+            return mig_error(err, -EBADMSG, "the descriptor given is no migration source");
+        if (hello.channels != 1)
+            return mig_error(err, -EBADMSG, "hello: %u channels over one descriptor", hello.channels);
+    }
+    while (!taken) {
+        int fd = accept_one(t, -1);
+
+        if (fd < 0)
+            return mig_error(err, fd, "cannot accept: %s", strerrordesc_np(-fd));
+        taken = take_connection(t, fd, true, &hello);
+    }
+    t->session = hello.session;
+    t->channel_count = hello.channels;
+    pthread_mutex_lock(&t->lock);
+    t->report.channels = hello.channels;
+    pthread_mutex_unlock(&t->lock);
+    return 0;
+}
+
+static int accept_channels(struct mig_target *t, struct mig_error *err)
+{
+    sigset_t all, old;
+
+    sigfillset(&all);
+    for (unsigned int n = 1; n < t->channel_count;) {
+        int r, fd = accept_one(t, HELLO_TIMEOUT_MS);
+        struct mig_hello hello;
+        struct channel *c;
+
+        if (fd < 0)
+            return mig_error(err, fd, "channel %u of %u does not connect: %s", n, t->channel_count, strerrordesc_np(-fd));
+        if (!take_connection(t, fd, false, &hello))
+            continue;
+        c = &t->channels[hello.channel];
+        pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = -pthread_create(&c->thread, NULL, channel_thread, c);
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r < 0)
+            return mig_error(err, r, "no thread for channel %u", hello.channel);
+        c->started = true;
+        n++;
+    }
+    /* A second source finds nobody. */
+    mig_listener_close(&t->listener);
+    return 0;
+}
+
+/* -- channel 0 -- */
+
+static struct mig_stream *control(struct mig_target *t)
+{
+    return &t->channels[0].stream;
+}
+
+static int refuse(struct mig_target *t, const char *why, struct mig_error *err)
+{
+    (void)mig_send_frame(control(t), MIG_REFUSE, why, MIN(strlen(why), (size_t)MIG_TEXT_MAX), err);
+    pthread_mutex_lock(&t->lock);
+    snprintf(t->report.why, sizeof(t->report.why), "%s", why);
+    pthread_mutex_unlock(&t->lock);
+    return mig_error(err, -EPERM, "the guest cannot run here");
+}
+
+static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
+{
+    struct mig_hello hello = {.version = MIG_VERSION, .channels = (uint16_t)t->channel_count, .session = t->session};
+    _cleanup_free_ char *why = NULL;
+    struct mig_setup setup;
+    int r = mig_setup_get(f->payload, f->length, &setup, err);
+
+    if (t->accepted)
+        return mig_error(err, -EBADMSG, "setup: came twice");
+    if (r == 0)
+        r = t->ops->compare(t->opaque, setup.state, setup.state_len, &why, err);
+    if (r < 0)
+        return r;
+    r = mig_send_hello(control(t), &hello, err);
+    if (r < 0)
+        return r;
+    if (why)
+        return refuse(t, why, err);
+    if (setup.memory != mem_size(t->mem))
+        return mig_error(err, -EBADMSG, "setup: memory %" PRIu64 " bytes, here %" PRIu64, setup.memory, mem_size(t->mem));
+    t->local = setup.flags & MIG_SETUP_LOCAL;
+    t->accepted = true;
+    pthread_mutex_lock(&t->lock);
+    t->report.local = t->local;
+    pthread_mutex_unlock(&t->lock);
+    r = mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
+    return r < 0 ? r : accept_channels(t, err);
+}
+
+static int on_memory(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
+{
+    int r, fd = take_fd(control(t)->passed_fd);
+
+    if (fd < 0)
+        return mig_error(err, -EBADMSG, "memory: no descriptor came with it");
+    if (!t->local || t->adopted || le64_get(f->payload) != mem_size(t->mem)) {
+        fd_close(fd);
+        return mig_error(err, -EBADMSG, "memory: %" PRIu64 " bytes are not expected", le64_get(f->payload));
+    }
+    r = t->ops->adopt(t->opaque, fd, err);
+    if (r < 0)
+        return r;
+    t->adopted = true;
+    return mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
+}
+
+/* All channels have ended; false when something broke. */
+static bool wait_for_channels(struct mig_target *t)
+{
+    bool fine;
+
+    pthread_mutex_lock(&t->lock);
+    for (unsigned int i = 0; i < t->channel_count; i++)
+        while (!t->broken && !t->channels[i].ended)
+            pthread_cond_wait(&t->cond, &t->lock);
+    fine = !t->broken;
+    pthread_mutex_unlock(&t->lock);
+    return fine;
+}
+
+static int on_state(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
+{
+    uint64_t start = clock_ns(), came = control(t)->received_ns;
+    struct mig_state state;
+    int r = mig_state_get(f->payload, f->length, &state, err);
+
+    if (r < 0)
+        return r;
+    if (t->ready || !t->accepted || (t->local ? !t->adopted : !t->channels[0].ended))
+        return mig_error(err, -EBADMSG, "state: not expected");
+    if (!t->local && !wait_for_channels(t))
+        return -ECANCELED;
+    set_status(t, MIG_STATUS_DEVICE);
+    r = t->ops->load(t->opaque, state.state, state.state_len, state.age_ns < came ? came - state.age_ns : 0, err);
+    if (r < 0)
+        return r;
+    t->ready = true;
+    t->run = state.run;
+    pthread_mutex_lock(&t->lock);
+    t->report.downtime.load = clock_ns() - start;
+    pthread_mutex_unlock(&t->lock);
+    return mig_send_u64(control(t), MIG_READY, clock_ns() - start, err);
+}
+
+static int on_frame(struct mig_target *t, const struct mig_frame *f, bool *ret_commit, struct mig_error *err)
+{
+    switch (f->type) {
+    case MIG_SETUP:
+        return on_setup(t, f, err);
+    case MIG_BATCH:
+        return receive_batch(&t->channels[0], f, err);
+    case MIG_END:
+        return end_channel(&t->channels[0], f, err);
+    case MIG_MEMORY:
+        return on_memory(t, f, err);
+    case MIG_STATE:
+        return on_state(t, f, err);
+    case MIG_PING:
+        return mig_send_u64(control(t), MIG_PONG, le64_get(f->payload), err);
+    case MIG_CANCEL:
+        return mig_error(err, -ECANCELED, "the source cancels: %.*s", (int)MIN(f->length, 200u), (const char *)f->payload);
+    case MIG_COMMIT:
+        if (!t->ready)
+            return mig_error(err, -EBADMSG, "commit: not expected");
+        *ret_commit = true;
+        return 0;
+    default:
+        return mig_error(err, -EBADMSG, "frame: %s is not the source's", mig_type_name(f->type));
+    }
+}
+
+static int serve(struct mig_target *t, struct mig_error *err)
+{
+    bool commit = false;
+    struct mig_frame f;
+    int r = 0;
+
+    while (r == 0 && !commit) {
+        r = mig_receive(control(t), &f, err);
+        if (r == 0)
+            r = on_frame(t, &f, &commit, err);
+    }
+    if (r < 0 && r != -EPERM && r != -ECONNRESET) {
+        struct mig_error unheard = {""};
+
+        (void)mig_send_frame(control(t), MIG_FAILED, err->text, strlen(err->text), &unheard);
+    }
+    return r;
+}
+
+static int run_guest(struct mig_target *t, struct mig_error *err)
+{
+    uint64_t start = clock_ns();
+    struct mig_error unheard = {""};
+    int r = t->ops->run(t->opaque, t->run);
+
+    if (r < 0)
+        return mig_error(err, r, "the daemon is ending");
+    /* The guest is here, whether the source hears of it or not. */
+    (void)mig_send_u64(control(t), MIG_RUNNING, clock_ns() - start, &unheard);
+    return 0;
+}
+
+static void *target_thread(void *arg)
+{
+    struct mig_target *t = arg;
+    struct mig_error err = {""};
+    int r;
+
+    pthread_setname_np(pthread_self(), "migration");
+    r = wait_for_source(t, &err);
+    if (r == 0) {
+        set_status(t, MIG_STATUS_ACTIVE);
+        r = serve(t, &err);
+    }
+    if (r == 0)
+        r = run_guest(t, &err);
+    if (r < 0) {
+        break_target(t, &err);
+        pthread_mutex_lock(&t->lock);
+        if (!t->report.why[0])
+            snprintf(t->report.why, sizeof(t->report.why), "%s", t->error.text[0] ? t->error.text : err.text);
+        pthread_mutex_unlock(&t->lock);
+    }
+    set_status(t, r == 0 ? MIG_STATUS_COMPLETED : MIG_STATUS_FAILED);
+    return NULL;
+}
+
+/* -- from outside -- */
+
+static int open_listener(struct mig_target *t, const char *uri, struct mig_error *err)
+{
+    char *end;
+    long fd;
+
+    if (strncmp(uri, "fd:", 3) != 0)
+        return mig_listen(uri, &t->listener, err);
+    errno = 0;
+    fd = strtol(uri + 3, &end, 10);
+    if (errno || end == uri + 3 || *end || fd < 3 || fd > FD_MAX)
+        return mig_error(err, -EINVAL, "address %.80s: fd:NUMBER is expected, from 3 on", uri);
+    t->given_fd = (int)fd;
+    return 0;
+}
+
+int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_ops *ops, void *opaque,
+                     struct mig_target **ret, struct mig_error *err)
+{
+    struct mig_target *t = calloc(1, sizeof(*t));
+    sigset_t all, old;
+    unsigned int n;
+    int r;
+
+    if (!t)
+        return mig_error(err, -ENOMEM, "no memory");
+    t->mem = mem;
+    /* No guest runs in it, and there is nobody to tell of writes. The slots lie behind each other, as in the file. */
+    t->ram = mem_slots(mem, &n)[0].hva;
+    t->ops = ops;
+    t->opaque = opaque;
+    t->given_fd = -1;
+    t->listener = (struct mig_listener){.fd = -1, .file.fd = -1};
+    t->report.status = MIG_STATUS_SETUP;
+    t->report.memory = mem_size(mem);
+    pthread_mutex_init(&t->lock, NULL);
+    pthread_cond_init(&t->cond, NULL);
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++) {
+        t->channels[i].target = t;
+        t->channels[i].index = i;
+    }
+    r = t->wake_fd = fd_eventfd();
+    if (r >= 0)
+        r = open_listener(t, uri, err);
+    if (r >= 0) {
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = -pthread_create(&t->thread, NULL, target_thread, t);
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        t->started = r == 0;
+    }
+    if (r < 0) {
+        mig_target_free(t);
+        return mig_error(err, r, "%s", strerrordesc_np(-r));
+    }
+    *ret = t;
+    return 0;
+}
+
+void mig_target_free(struct mig_target *t)
+{
+    if (!t)
+        return;
+    if (t->started) {
+        break_target(t, NULL);
+        pthread_join(t->thread, NULL);
+    }
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++) {
+        if (t->channels[i].started)
+            pthread_join(t->channels[i].thread, NULL);
+        if (t->channels[i].connected)
+            mig_stream_clear(&t->channels[i].stream);
+    }
+    mig_listener_close(&t->listener);
+    fd_close(t->given_fd);
+    fd_close(t->wake_fd);
+    pthread_cond_destroy(&t->cond);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
