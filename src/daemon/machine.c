@@ -497,19 +497,6 @@ int machine_start(struct machine *m)
 
 /* -- run state -- */
 
-bool machine_freeze(struct machine *m)
-{
-    if (m->state != RUN_STATE_RUNNING)
-        return false;
-    stop_guest(m);
-    return true;
-}
-
-void machine_thaw(struct machine *m)
-{
-    run_guest(m);
-}
-
 enum run_state machine_run_state(const struct machine *m)
 {
     return m->state;

@@ -71,13 +71,6 @@ int machine_powerdown(struct machine *m);
 void machine_quit(struct machine *m);
 void machine_signalled(struct machine *m);
 
-/*
- * Stop a running guest and its devices for a moment without a word to anyone, and let it go on: nothing else happens
- * on the main thread in between. machine_freeze is false, and machine_thaw not to be called, when it does not run.
- */
-bool machine_freeze(struct machine *m);
-void machine_thaw(struct machine *m);
-
 const struct config *machine_config(const struct machine *m);
 struct vm *machine_vm(struct machine *m);
 struct machine_mmu *machine_mmu(struct machine *m);

@@ -20,14 +20,14 @@ struct qmp_snapshot {
 
 /* -- what the snapshotter needs ------------------------------------------------ */
 
-static bool on_freeze(void *opaque)
+static void on_hold(void *opaque)
 {
-    return machine_freeze(((struct qmp_snapshot *)opaque)->machine);
+    machine_hold(((struct qmp_snapshot *)opaque)->machine);
 }
 
-static void on_thaw(void *opaque)
+static void on_release(void *opaque)
 {
-    machine_thaw(((struct qmp_snapshot *)opaque)->machine);
+    machine_release(((struct qmp_snapshot *)opaque)->machine);
 }
 
 static int on_save(void *opaque, uint8_t **ret, size_t *ret_len)
@@ -85,7 +85,7 @@ int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct 
                      struct qmp_snapshot **ret)
 {
     struct snapshot_ops ops = {
-        .freeze = on_freeze, .thaw = on_thaw, .save = on_save, .describe = on_describe, .changed = on_changed};
+        .hold = on_hold, .release = on_release, .save = on_save, .describe = on_describe, .changed = on_changed};
     struct qmp_snapshot *q = calloc(1, sizeof(*q));
     struct vm *vm = machine_vm(machine);
     int r;

@@ -32,7 +32,7 @@
 /* What the thread asks of the main thread. */
 enum call {
     CALL_NONE,
-    CALL_FREEZE,
+    CALL_HOLD,
     CALL_END,
 };
 
@@ -64,7 +64,7 @@ struct snapshotter {
 
     atomic_bool cancel;
 
-    /* The job: the thread's, and the main thread's during CALL_FREEZE. */
+    /* The job: the thread's, and the main thread's during CALL_HOLD. */
     bool diff, track, started_tracking, copying;
     struct snapshot_meta meta;
     struct snapshot_out *out;
@@ -284,7 +284,7 @@ static int note_tracked(struct snapshotter *s)
     return d.lost && s->diff ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
 }
 
-static int freeze_locked_out(struct snapshotter *s, struct snapshot_status *times)
+static int copy_held(struct snapshotter *s, struct snapshot_status *times)
 {
     uint64_t start;
     int r = harvest_copy(s, &times->harvest_ns);
@@ -303,15 +303,14 @@ static int freeze_locked_out(struct snapshotter *s, struct snapshot_status *time
 }
 
 /* The result is in s->error (empty: success). */
-static void freeze(struct snapshotter *s)
+static void hold(struct snapshotter *s)
 {
     struct snapshot_status times = {0};
     uint64_t start = clock_ns();
-    bool ran = s->ops.freeze(s->ops.opaque);
 
-    freeze_locked_out(s, &times);
-    if (ran)
-        s->ops.thaw(s->ops.opaque);
+    s->ops.hold(s->ops.opaque);
+    copy_held(s, &times);
+    s->ops.release(s->ops.opaque);
     times.pause_ns = clock_ns() - start;
     pthread_mutex_lock(&s->lock);
     s->status.pause_ns = times.pause_ns;
@@ -353,16 +352,16 @@ static void clear_aside(struct snapshotter *s)
 }
 
 /* Ask the main thread for it and wait until it is done, or until the job is to end. */
-static int call_freeze(struct snapshotter *s)
+static int call_hold(struct snapshotter *s)
 {
     int r = 0;
 
     pthread_mutex_lock(&s->lock);
-    s->call = CALL_FREEZE;
+    s->call = CALL_HOLD;
     fd_event_signal(s->call_fd);
-    while (s->call == CALL_FREEZE && !atomic_load(&s->cancel))
+    while (s->call == CALL_HOLD && !atomic_load(&s->cancel))
         pthread_cond_wait(&s->answered, &s->lock);
-    if (s->call == CALL_FREEZE) {
+    if (s->call == CALL_HOLD) {
         /* The main thread will not do it any more. */
         s->call = CALL_NONE;
         r = -ECANCELED;
@@ -431,7 +430,7 @@ static int take(struct snapshotter *s)
     if (r == 0)
         r = make_room_aside(s);
     if (r == 0)
-        r = call_freeze(s);
+        r = call_hold(s);
     stop_copying(s);
     if (r == 0)
         r = put_aside(s);
@@ -513,8 +512,8 @@ static void on_call(evutil_socket_t fd, short what, void *arg)
     pthread_mutex_lock(&s->lock);
     call = s->call;
     pthread_mutex_unlock(&s->lock);
-    if (call == CALL_FREEZE)
-        freeze(s);
+    if (call == CALL_HOLD)
+        hold(s);
     else if (call == CALL_END)
         end_job(s);
     if (call == CALL_NONE)

@@ -372,12 +372,11 @@ const char *host_paging_name(enum host_paging paging)
     return paging == HOST_PAGING_SHADOW ? "shadow" : "unknown";
 }
 
-bool machine_freeze(struct machine *m)
+void machine_hold(struct machine *m)
 {
-    return m->state == RUN_STATE_RUNNING;
 }
 
-void machine_thaw(struct machine *m)
+void machine_release(struct machine *m)
 {
 }
 
@@ -387,6 +386,35 @@ int machine_save(struct machine *m, struct state_writer *w)
     state_put_u64(w, "memory", mem_size(vm_mem(machine_vm(m))));
     state_end(w);
     return 0;
+}
+
+/* A fake machine neither leaves nor arrives. */
+
+int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_differences)
+{
+    return -EOPNOTSUPP;
+}
+
+int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns)
+{
+    return -EOPNOTSUPP;
+}
+
+void machine_arrived(struct machine *m, bool run)
+{
+}
+
+int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+{
+    return -ESHUTDOWN;
+}
+
+void machine_stay(struct machine *m)
+{
+}
+
+void machine_left(struct machine *m, bool memory)
+{
 }
 
 int machine_cont(struct machine *m, const char **ret_why)
