@@ -137,7 +137,7 @@ const struct ctl_command ctl_commands[] = {
     {"snapshot merge", "DIR OUT", "write a diff and all it stands on as one full snapshot", NULL, 0, 2,
      ctl_cmd_snapshot_merge},
     {"snapshot show", "DIR", "what a snapshot is and stands on", snapshot_show_options, 0, 1, ctl_cmd_snapshot_show},
-    {"restore", "DIR [-- OPTION...]", "go on from a snapshot, with options of umbrad", restore_options, 0, -1,
+    {"restore", "DIR [-- OPTION]...", "go on from a snapshot, with options of umbrad", restore_options, 0, -1,
      ctl_cmd_restore},
     {"host", "[VM]", "what this host offers to VMs", NULL, CTL_VM, 0, ctl_cmd_host},
     {"qmp", "[VM] [REQUEST]...", "pass anything to the control socket", NULL, CTL_VM, -1, ctl_cmd_qmp},
