@@ -74,6 +74,8 @@ struct snapshotter {
     uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
     uint8_t *state;
     size_t state_len;
+    /* The first copy of all memory is long: let it go to disk meanwhile. Later rounds race with the guest and wait for no disk. */
+    bool flushing;
     uint64_t flushed; /* status.done when the page cache was told last */
     char error[SNAPSHOT_ERROR_MAX];
 };
@@ -115,7 +117,7 @@ static void count_done(struct snapshotter *s, uint64_t pages)
     s->status.zero_pages = snapshot_out_zero_pages(s->out);
     pages = s->status.done;
     pthread_mutex_unlock(&s->lock);
-    if (pages - s->flushed >= FLUSH_PAGES) {
+    if (s->flushing && pages - s->flushed >= FLUSH_PAGES) {
         s->flushed = pages;
         snapshot_out_flush(s->out);
     }
@@ -231,7 +233,9 @@ static int copy_running(struct snapshotter *s)
     if (r < 0)
         return r;
     set_pages(s, s->diff ? s->todo.pages : mem_pages(s->mem));
+    s->flushing = !s->diff;
     r = s->diff ? put_todo(s) : put_all(s);
+    s->flushing = false;
     for (unsigned int round = 0; r == 0 && round < ROUNDS_MAX; round++) {
         r = harvest_copy(s, &harvest_ns);
         if (r == 0)
