@@ -22,8 +22,9 @@
 #define COPY_PAGES 1024u
 /* Pages between two times that the page cache is told to go to disk. */
 #define FLUSH_PAGES 8192u
-/* Go over what was written meanwhile until so little is left, or it gets no less, or so many times. */
+/* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
 #define LITTLE_PAGES 512u
+#define STALLS_MAX 3u
 #define ROUNDS_MAX 12u
 /* Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. */
 #define ASIDE_PAGES_MIN 2048u
@@ -228,6 +229,7 @@ static void set_pages(struct snapshotter *s, uint64_t pages)
 static int copy_running(struct snapshotter *s)
 {
     uint64_t last = UINT64_MAX, harvest_ns;
+    unsigned int stalls = 0;
     int r = s->diff ? harvest_diff(s) : 0;
 
     if (r < 0)
@@ -240,7 +242,9 @@ static int copy_running(struct snapshotter *s)
         r = harvest_copy(s, &harvest_ns);
         if (r == 0)
             r = put_todo(s);
-        if (s->todo.pages <= LITTLE_PAGES || s->todo.pages > last - last / 4)
+        /* One slow write of the disk's makes one long round: that says nothing yet. */
+        stalls += s->todo.pages > last - last / 4;
+        if (s->todo.pages <= LITTLE_PAGES || stalls == STALLS_MAX)
             break;
         last = s->todo.pages;
         pthread_mutex_lock(&s->lock);
