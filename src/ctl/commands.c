@@ -57,6 +57,25 @@ static const struct ctl_option dirty_watch_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option snapshot_options[] = {
+    {'d', "diff", NULL, "only what was written since the last snapshot"},
+    {0, "no-track", NULL, "of a full one: no diff is to follow, so do not log what is written"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option snapshot_show_options[] = {
+    {0, "verify", NULL, "check guest memory against its checksums"},
+    END_OF_OPTIONS,
+};
+
+static const struct ctl_option restore_options[] = {
+    {'n', "name", "NAME", "what the VM is called (default \"umbra\")"},
+    {0, "eager", NULL, "copy guest memory instead of mapping the snapshot's file"},
+    {0, "verify", NULL, "check guest memory against its checksums first"},
+    {0, "paused", NULL, "do not run the guest"},
+    END_OF_OPTIONS,
+};
+
 static const struct ctl_option dirty_top_options[] = {
     {'i', "interval", "SECONDS", "time between two pictures (default 1)"},
     {0, "once", NULL, "one picture, then end"},
@@ -137,6 +156,13 @@ const struct ctl_command ctl_commands[] = {
     {"floods", "[VM]", "page tables that are written all the time", floods_options, CTL_VM, 0, ctl_cmd_floods},
     {"migrate", "[VM] [URI]", "move a guest to another daemon (umbrad --incoming URI)", migrate_options, CTL_VM, 1,
      ctl_cmd_migrate},
+    {"snapshot", "[VM] DIR", "write a snapshot of the guest, which goes on", snapshot_options, CTL_VM, 1,
+     ctl_cmd_snapshot},
+    {"snapshot merge", "DIR OUT", "write a diff and all it stands on as one full snapshot", NULL, 0, 2,
+     ctl_cmd_snapshot_merge},
+    {"snapshot show", "DIR", "what a snapshot is and stands on", snapshot_show_options, 0, 1, ctl_cmd_snapshot_show},
+    {"restore", "DIR [-- OPTION]...", "go on from a snapshot, with options of umbrad", restore_options, 0, -1,
+     ctl_cmd_restore},
     {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
     {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
     {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},

@@ -180,6 +180,10 @@ int ctl_cmd_rmap(struct ctl *ctl);
 int ctl_cmd_floods(struct ctl *ctl);
 
 int ctl_cmd_migrate(struct ctl *ctl);
+int ctl_cmd_snapshot(struct ctl *ctl);
+int ctl_cmd_snapshot_merge(struct ctl *ctl);
+int ctl_cmd_snapshot_show(struct ctl *ctl);
+int ctl_cmd_restore(struct ctl *ctl);
 
 int ctl_cmd_host(struct ctl *ctl);
 

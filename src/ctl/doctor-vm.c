@@ -15,6 +15,7 @@
 #define RECYCLED_MUCH 100.0
 #define FLOODS_MUCH 10.0
 #define UNCLAIMED_MUCH 100.0
+#define UPTIME_SHORT 10.0
 /* Average time of a harvest. */
 #define HARVEST_LONG_NS 10e6
 /* A migration with less to spare than this share of its bandwidth has no end to speak of. */
@@ -59,10 +60,10 @@ static uint64_t own_stat(const struct doctor_vm *vm, const char *name)
     return row ? row->total : 0;
 }
 
-/* A second, over the VM's life. */
+/* A second, over the VM's life; a start is no rate. */
 static double per_second(const struct doctor_vm *vm, uint64_t count)
 {
-    return vm->uptime > 0 ? (double)count / vm->uptime : 0;
+    return vm->uptime > 0 ? (double)count / MAX(vm->uptime, UPTIME_SHORT) : 0;
 }
 
 /* -- state and host ---------------------------------------------------------- */

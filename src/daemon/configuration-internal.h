@@ -20,6 +20,11 @@ int config_choose(const char *const *values, const char *value, char *error);
  */
 char *config_next_word(char **at);
 
+/*
+ * Take over what the guest of c->restore saw. -EBADMSG or -errno with the reason in error; -ENOMEM.
+ */
+int config_read_snapshot(struct config *c, char *error);
+
 /* Options of devices, as struct option_row wants them. */
 int config_add_disk(struct config *c, const char *value, char *error);
 

@@ -367,6 +367,21 @@ static int set_cpu_off(struct config *c, const char *value, char *error)
     return 0;
 }
 
+static int set_restore(struct config *c, const char *value, char *error)
+{
+    return config_set_path(&c->restore, value, error);
+}
+
+static int set_eager(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->eager, value);
+}
+
+static int set_verify(struct config *c, const char *value, char *error)
+{
+    return set_flag(&c->verify, value);
+}
+
 static int set_hugepages(struct config *c, const char *value, char *error)
 {
     return set_flag(&c->hugepages, value);
@@ -466,6 +481,9 @@ static const struct option_row options[] = {
     {"paused", NULL, "do not run the guest until cont", EVERYWHERE, set_paused, false},
     {"incoming", "URI", "wait for a guest that migrates here: tcp:HOST:PORT, unix:PATH, fd:N, or defer", CMDLINE_ONLY,
      set_incoming, false},
+    {"restore", "DIR", "go on from a snapshot, with its configuration unless said otherwise", CMDLINE_ONLY, set_restore, false},
+    {"eager", NULL, "with --restore: copy guest memory instead of mapping the snapshot's file", CMDLINE_ONLY, set_eager, false},
+    {"verify", NULL, "with --restore: check the checksums of guest memory first", CMDLINE_ONLY, set_verify, false},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
     {"sandbox", "MODE", "a system call beyond what is needed: enforce (default) ends umbrad, errno refuses it, log, off",
      EVERYWHERE, set_sandbox, false},
@@ -504,6 +522,7 @@ void config_clear(struct config *c)
     free(c->console_path);
     free(c->incoming);
     free(c->metrics);
+    free(c->restore);
     free(c->runtime_dir);
     free(c->config_file);
     free(c->user);
@@ -734,7 +753,7 @@ static int apply_args(struct config *c, int argc, char **argv, bool only_file, c
         else if (opt == '?')
             return config_fail(error, "%.80s: no such option, or a value where none belongs (--help lists them)", argv[optind - 1]);
         o = &options[index];
-        if (only_file && o->set != set_config_file && o->set != set_check_config)
+        if (only_file && o->set != set_config_file && o->set != set_check_config && o->set != set_restore)
             continue;
         r = o->set(c, o->arg ? optarg : "true", why);
         if (r == -EINVAL)
@@ -773,9 +792,11 @@ static int resolve(struct config *c, char *error)
 
 int config_parse_args(struct config *c, int argc, char **argv, char *error)
 {
-    /* Twice: the file first, wherever the command line names it, then the options that win over it. */
+    /* Twice: snapshot and file first, wherever the command line names them, then the options that win over them. */
     int r = apply_args(c, argc, argv, true, error);
 
+    if (r == 0 && c->restore)
+        r = config_read_snapshot(c, error);
     if (r == 0 && c->config_file)
         r = read_config_file(c, error);
     if (r == 0)
@@ -791,6 +812,10 @@ int config_check(const struct config *c, char *error)
 {
     if (!c->kernel)
         return config_fail(error, "no kernel: give --kernel FILE");
+    if (c->restore && c->incoming)
+        return config_fail(error, "--restore and --incoming exclude each other");
+    if ((c->eager || c->verify) && !c->restore)
+        return config_fail(error, "--%s goes with --restore only", c->eager ? "eager" : "verify");
     if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
         return config_fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
     return 0;

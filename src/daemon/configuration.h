@@ -59,6 +59,8 @@ struct config {
     enum chardev_kind console;
     char *console_path; /* file:PATH */
     char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
+    char *restore;      /* the snapshot that the guest goes on from; NULL: none */
+    bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
     enum config_paging paging;
@@ -108,6 +110,18 @@ struct config_option {
     bool in_file;
 };
 bool config_option_at(unsigned int index, struct config_option *ret);
+
+/* True for a guest that comes from elsewhere instead of being started: by migration or from a snapshot. */
+static inline bool config_arrives(const struct config *c)
+{
+    return c->incoming || c->restore;
+}
+
+/*
+ * What the guest sees of the configuration, as keys that config_parse_json takes, paths absolute: for a snapshot. NULL when
+ * out of memory.
+ */
+json_t *config_describe(const struct config *c);
 
 void config_print_help(void);
 

@@ -40,6 +40,8 @@ struct machine {
     struct host_info host;
     bool host_examined; /* all of it, not only paging */
 
+    struct snapshot_chain *snapshot; /* that it is restored from; NULL once that is done */
+
     int request_fd;
     struct event *request_event;
     atomic_uint requests;
@@ -57,5 +59,15 @@ void machine_emit(struct machine *m, const char *name, json_t *data);
 void machine_end(struct machine *m, int status);
 /* Carry out what vCPUs and devices asked for. */
 void machine_take_requests(struct machine *m);
+
+/*
+ * machine-restore.c, for config->restore; each 0 or -errno, logged. The first one opens and checks the snapshot, then memory
+ * comes before the VM is made, and the state into the finished machine (inmigrate).
+ */
+int machine_restore_open(struct machine *m);
+bool machine_restores_lazily(const struct config *c);
+int machine_restore_memory(struct machine *m);
+int machine_restore_state(struct machine *m);
+void machine_restore_close(struct machine *m);
 
 #endif

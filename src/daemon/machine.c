@@ -15,6 +15,7 @@
 #include "base/paths.h"
 #include "daemon/machine-devices.h"
 #include "daemon/machine-internal.h"
+#include "daemon/machine-state.h"
 #include "device/devices.h"
 
 static int create_devices(struct machine *m)
@@ -76,7 +77,7 @@ static void on_vcpu_start(void *opaque)
     struct machine *m = opaque;
 
     /* The proof would settle the vCPU's CPUID, which an arriving guest brings along. */
-    if (m->config->incoming)
+    if (config_arrives(m->config))
         host_prove_paging_apart(vm_kvm_fd(m->vm), &m->host);
     else
         host_prove_paging(m->vm, &m->host);
@@ -310,6 +311,11 @@ static int open_image(struct machine *m)
 
     config.acpi.mmio_device_count = machine_devices_describe(m->config, m->mmio);
     r = boot_open(&config, error, &m->image);
+    if (r < 0 && m->config->restore) {
+        /* Where a clone runs need not be where the guest was started. */
+        log_warn("%s: the guest cannot be reset", error);
+        return 0;
+    }
     if (r < 0)
         log_err("%s", error);
     return r;
@@ -322,6 +328,10 @@ static int load(struct machine *m, bool memory_used)
     struct vcpu_entry entry;
     int r;
 
+    if (!m->image) {
+        log_err("there is no kernel to load, see the warning at the start");
+        return -ENOENT;
+    }
     machine_devices_reset(m->devices);
     r = memory_used ? mem_discard(m->mem) : 0;
     if (r < 0) {
@@ -354,9 +364,13 @@ static int create_memory(struct machine *m)
         .hugepages = m->config->hugepages,
         .prealloc = m->config->prealloc,
         .transparent = m->config->thp,
+        .private = machine_restores_lazily(m->config),
     };
+    int r = m->config->restore ? machine_restore_open(m) : 0;
 
-    return mem_new(&config, &m->mem);
+    if (r == 0)
+        r = mem_new(&config, &m->mem);
+    return r == 0 && m->config->restore ? machine_restore_memory(m) : r;
 }
 
 static int create_vm(struct machine *m)
@@ -450,6 +464,7 @@ void machine_free(struct machine *m)
     /* Last: a vCPU may wait for it until its thread has ended. */
     machine_mmu_free(m->mmu);
     boot_close(m->image);
+    machine_restore_close(m);
     mem_free(m->mem);
     if (m->request_event)
         event_free(m->request_event);
@@ -467,18 +482,24 @@ int machine_start(struct machine *m)
 {
     int r = check_paging(m);
 
-    if (r == 0 && m->config->incoming)
+    if (r == 0 && config_arrives(m->config))
         machine_devices_reset(m->devices);
     else if (r == 0)
         r = load(m, false);
     if (r < 0)
         return r;
     chardev_set_on_quit(m->console, on_console_quit, m);
-    if (m->config->incoming) {
+    if (config_arrives(m->config)) {
         m->state = RUN_STATE_INMIGRATE;
     } else if (!m->config->paused) {
         m->state = RUN_STATE_RUNNING;
         machine_guest_run(m);
+    }
+    if (m->config->restore) {
+        r = machine_restore_state(m);
+        if (r < 0)
+            return r;
+        machine_arrived(m, !m->config->paused);
     }
     return 0;
 }

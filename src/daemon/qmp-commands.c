@@ -130,6 +130,13 @@ static const struct qmp_arg query_stats_schemas_args[] = {
     {0},
 };
 
+static const struct qmp_arg snapshot_args[] = {
+    {.name = "dir", .type = QMP_ARG_STR},
+    {.name = "diff", .type = QMP_ARG_BOOL, .optional = true},
+    {.name = "track", .type = QMP_ARG_BOOL, .optional = true},
+    {0},
+};
+
 const struct qmp_command qmp_commands[] = {
     {"calc-dirty-rate", 0, calc_dirty_rate_args, "Measure how fast the guest dirties its memory.", qmp_calc_dirty_rate},
     {"closefd", 0, fd_args, "Close a descriptor that getfd has kept.", qmp_closefd},
@@ -171,12 +178,15 @@ const struct qmp_command qmp_commands[] = {
     {"query-mmu-spaces", QMP_READONLY, query_mmu_spaces_args, "List the guest's address spaces.", qmp_query_mmu_spaces},
     {"query-name", QMP_READONLY, NULL, "Tell the name of the VM.", qmp_query_name},
     {"query-rmap", QMP_READONLY, query_rmap_args, "List every mapping of a frame of guest memory.", qmp_query_rmap},
+    {"query-snapshot", QMP_READONLY, NULL, "Tell what became of the last snapshot.", qmp_query_snapshot},
     {"query-stats", QMP_READONLY, query_stats_args, "Read statistics of the VM or of its vCPUs.", qmp_query_stats},
     {"query-stats-schemas", QMP_READONLY, query_stats_schemas_args, "Describe the statistics that query-stats gives.",
      qmp_query_stats_schemas},
     {"query-status", QMP_READONLY, NULL, "Tell the run state of the VM.", qmp_query_status},
     {"query-version", QMP_READONLY, NULL, "Tell the version of the daemon and of the protocol.", qmp_query_version},
     {"quit", 0, NULL, "End the daemon and its VM at once.", qmp_quit},
+    {"snapshot", 0, snapshot_args, "Take a snapshot of the guest.", qmp_snapshot},
+    {"snapshot-cancel", 0, NULL, "End the snapshot that is being taken.", qmp_snapshot_cancel},
     {"stop", 0, NULL, "Pause the guest.", qmp_stop},
     {"system_powerdown", 0, NULL, "Press the power button.", qmp_system_powerdown},
     {"system_reset", 0, NULL, "Press the reset button.", qmp_system_reset},

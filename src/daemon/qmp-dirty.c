@@ -16,6 +16,7 @@
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
 #include "daemon/range-text.h"
+#include "migrate/snapshot.h"
 #include "mmu/dirty.h"
 #include "vcpu/vm.h"
 
@@ -25,14 +26,23 @@
 
 /* -- consumers --------------------------------------------------------------- */
 
-/* The request's consumer, or NULL with the error set: one name is calc-dirty-rate's own. */
+/* The request's consumer, or NULL with the error set: some are the daemon's own. */
 static const char *consumer_name(struct qmp_request *req)
 {
+    static const struct {
+        const char *name, *owner;
+    } own[] = {
+        {DIRTY_RATE_CONSUMER, "calc-dirty-rate"},
+        {SNAPSHOT_CONSUMER, "snapshot"},
+        {SNAPSHOT_COPY_CONSUMER, "snapshot"},
+    };
     const char *name = NULL;
 
     json_get_str(req->args, "name", &name);
-    if (strcmp(name, DIRTY_RATE_CONSUMER) == 0) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to calc-dirty-rate", name);
+    for (size_t i = 0; i < ARRAY_SIZE(own); i++) {
+        if (strcmp(name, own[i].name) != 0)
+            continue;
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to %s", name, own[i].owner);
         return NULL;
     }
     if (strcmp(name, "migration") == 0) {
@@ -40,6 +50,14 @@ static const char *consumer_name(struct qmp_request *req)
         return NULL;
     }
     return name;
+}
+
+/* What is gathered for diffs may be ended by hand, since it costs the guest something. */
+static bool is_tracking(const struct qmp_request *req)
+{
+    const char *name = NULL;
+
+    return json_get_str(req->args, "name", &name) == 0 && strcmp(name, SNAPSHOT_CONSUMER) == 0;
 }
 
 static json_t *consumer_error(struct qmp_request *req, const char *name, int err)
@@ -89,9 +107,14 @@ json_t *qmp_dirty_log_start(struct qmp_request *req)
 
 json_t *qmp_dirty_log_stop(struct qmp_request *req)
 {
-    const char *name = consumer_name(req);
+    const char *name;
     int r;
 
+    if (is_tracking(req)) {
+        r = qmp_snapshot_untrack(req->context->snapshot);
+        return r < 0 ? consumer_error(req, SNAPSHOT_CONSUMER, r) : json_object_new_object();
+    }
+    name = consumer_name(req);
     if (!name)
         return NULL;
     r = dirty_log_stop(vm_dirty_log(machine_vm(req->machine)), name);

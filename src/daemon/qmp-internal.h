@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "daemon/qmp.h"
+#include "daemon/qmp-server.h"
 
 /* The level of QEMU's protocol that names and shapes follow; query-version reports it, as clients ask for it. */
 #define QMP_LEVEL_MAJOR 7
@@ -31,6 +32,14 @@ int qmp_stats_new(struct machine *machine, struct qmp_stats **ret);
 void qmp_stats_free(struct qmp_stats *stats);
 /* KVM's statistics of the VM (vcpu -1) or of one vCPU; NULL where it gives none. */
 struct kvm_stats_source *qmp_stats_source(const struct qmp_stats *stats, int vcpu);
+
+/* Snapshots; the machine and the server outlive it. 0 or -errno. Freeing cancels one that is under way. */
+struct qmp_snapshot;
+int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct qmp_server *server,
+                     struct qmp_snapshot **ret);
+void qmp_snapshot_free(struct qmp_snapshot *q);
+/* End what is gathered for diffs: -EBUSY (a snapshot is under way), -ENOENT, -errno. */
+int qmp_snapshot_untrack(struct qmp_snapshot *q);
 
 /* Handlers, by the file they are in. */
 json_t *qmp_capabilities(struct qmp_request *req);
@@ -69,6 +78,10 @@ json_t *qmp_dirty_log_snapshot(struct qmp_request *req);
 json_t *qmp_dirty_log_start(struct qmp_request *req);
 json_t *qmp_dirty_log_stop(struct qmp_request *req);
 json_t *qmp_query_dirty_log(struct qmp_request *req);
+
+json_t *qmp_query_snapshot(struct qmp_request *req);
+json_t *qmp_snapshot(struct qmp_request *req);
+json_t *qmp_snapshot_cancel(struct qmp_request *req);
 
 json_t *qmp_calc_dirty_rate(struct qmp_request *req);
 json_t *qmp_query_dirty_rate(struct qmp_request *req);

@@ -195,6 +195,8 @@ int qmp_server_new(struct event_base *events, struct machine *machine, struct qm
         r = dirty_rate_new(events, machine, &s->context.dirty_rate);
     if (r == 0)
         r = qmp_stats_new(machine, &s->context.stats);
+    if (r == 0)
+        r = qmp_snapshot_new(events, machine, s, &s->context.snapshot);
     if (r < 0) {
         qmp_server_free(s);
         return r;
@@ -227,6 +229,7 @@ void qmp_server_free(struct qmp_server *s)
         qmp_client_free(c);
     evtimer_del(&s->later);
     evtimer_del(&s->accept);
+    qmp_snapshot_free(s->context.snapshot);
     qmp_stats_free(s->context.stats);
     dirty_rate_free(s->context.dirty_rate);
     if (s->tokener)

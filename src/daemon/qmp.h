@@ -47,6 +47,7 @@ struct qmp_context {
     struct machine *machine;
     struct dirty_rate *dirty_rate;
     struct qmp_stats *stats;
+    struct qmp_snapshot *snapshot;
     struct migration *migration; /* NULL: none, as in tests without */
 };
 

@@ -228,12 +228,12 @@ static int check_link(const struct snapshot_chain *chain, char *error)
     if (chain->count < 2)
         return 0;
     child = chain->links[chain->count - 2];
-    for (unsigned int i = 0; i + 1 < chain->count; i++)
-        if (strcmp(chain->links[i]->meta.id, s->meta.id) == 0)
-            return fail(error, -ELOOP, s, "", "is an ancestor of itself");
     if (strcmp(child->meta.parent_id, s->meta.id) != 0)
         return fail(error, -EBADMSG, s, "", "is snapshot %s, but the parent of %.150s is %s", s->meta.id, child->path,
                     child->meta.parent_id);
+    for (unsigned int i = 0; i + 1 < chain->count; i++)
+        if (strcmp(chain->links[i]->meta.id, s->meta.id) == 0)
+            return fail(error, -ELOOP, s, "", "is an ancestor of itself");
     if (child->meta.memory != s->meta.memory)
         return fail(error, -EBADMSG, s, "", "has %" PRIu64 " bytes of memory, but %.150s has %" PRIu64, s->meta.memory,
                     child->path, child->meta.memory);

@@ -22,8 +22,9 @@
 #define COPY_PAGES 1024u
 /* Pages between two times that the page cache is told to go to disk. */
 #define FLUSH_PAGES 8192u
-/* Go over what was written meanwhile until so little is left, or it gets no less, or so many times. */
+/* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
 #define LITTLE_PAGES 512u
+#define STALLS_MAX 3u
 #define ROUNDS_MAX 12u
 /* Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. */
 #define ASIDE_PAGES_MIN 2048u
@@ -32,7 +33,7 @@
 /* What the thread asks of the main thread. */
 enum call {
     CALL_NONE,
-    CALL_FREEZE,
+    CALL_HOLD,
     CALL_END,
 };
 
@@ -64,7 +65,7 @@ struct snapshotter {
 
     atomic_bool cancel;
 
-    /* The job: the thread's, and the main thread's during CALL_FREEZE. */
+    /* The job: the thread's, and the main thread's during CALL_HOLD. */
     bool diff, track, started_tracking, copying;
     struct snapshot_meta meta;
     struct snapshot_out *out;
@@ -74,6 +75,8 @@ struct snapshotter {
     uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
     uint8_t *state;
     size_t state_len;
+    /* The first copy of all memory is long: let it go to disk meanwhile. Later rounds race with the guest and wait for no disk. */
+    bool flushing;
     uint64_t flushed; /* status.done when the page cache was told last */
     char error[SNAPSHOT_ERROR_MAX];
 };
@@ -115,7 +118,7 @@ static void count_done(struct snapshotter *s, uint64_t pages)
     s->status.zero_pages = snapshot_out_zero_pages(s->out);
     pages = s->status.done;
     pthread_mutex_unlock(&s->lock);
-    if (pages - s->flushed >= FLUSH_PAGES) {
+    if (s->flushing && pages - s->flushed >= FLUSH_PAGES) {
         s->flushed = pages;
         snapshot_out_flush(s->out);
     }
@@ -226,17 +229,22 @@ static void set_pages(struct snapshotter *s, uint64_t pages)
 static int copy_running(struct snapshotter *s)
 {
     uint64_t last = UINT64_MAX, harvest_ns;
+    unsigned int stalls = 0;
     int r = s->diff ? harvest_diff(s) : 0;
 
     if (r < 0)
         return r;
     set_pages(s, s->diff ? s->todo.pages : mem_pages(s->mem));
+    s->flushing = !s->diff;
     r = s->diff ? put_todo(s) : put_all(s);
+    s->flushing = false;
     for (unsigned int round = 0; r == 0 && round < ROUNDS_MAX; round++) {
         r = harvest_copy(s, &harvest_ns);
         if (r == 0)
             r = put_todo(s);
-        if (s->todo.pages <= LITTLE_PAGES || s->todo.pages > last - last / 4)
+        /* One slow write of the disk's makes one long round: that says nothing yet. */
+        stalls += s->todo.pages > last - last / 4;
+        if (s->todo.pages <= LITTLE_PAGES || stalls == STALLS_MAX)
             break;
         last = s->todo.pages;
         pthread_mutex_lock(&s->lock);
@@ -284,7 +292,7 @@ static int note_tracked(struct snapshotter *s)
     return d.lost && s->diff ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
 }
 
-static int freeze_locked_out(struct snapshotter *s, struct snapshot_status *times)
+static int copy_held(struct snapshotter *s, struct snapshot_status *times)
 {
     uint64_t start;
     int r = harvest_copy(s, &times->harvest_ns);
@@ -303,15 +311,14 @@ static int freeze_locked_out(struct snapshotter *s, struct snapshot_status *time
 }
 
 /* The result is in s->error (empty: success). */
-static void freeze(struct snapshotter *s)
+static void hold(struct snapshotter *s)
 {
     struct snapshot_status times = {0};
     uint64_t start = clock_ns();
-    bool ran = s->ops.freeze(s->ops.opaque);
 
-    freeze_locked_out(s, &times);
-    if (ran)
-        s->ops.thaw(s->ops.opaque);
+    s->ops.hold(s->ops.opaque);
+    copy_held(s, &times);
+    s->ops.release(s->ops.opaque);
     times.pause_ns = clock_ns() - start;
     pthread_mutex_lock(&s->lock);
     s->status.pause_ns = times.pause_ns;
@@ -353,16 +360,16 @@ static void clear_aside(struct snapshotter *s)
 }
 
 /* Ask the main thread for it and wait until it is done, or until the job is to end. */
-static int call_freeze(struct snapshotter *s)
+static int call_hold(struct snapshotter *s)
 {
     int r = 0;
 
     pthread_mutex_lock(&s->lock);
-    s->call = CALL_FREEZE;
+    s->call = CALL_HOLD;
     fd_event_signal(s->call_fd);
-    while (s->call == CALL_FREEZE && !atomic_load(&s->cancel))
+    while (s->call == CALL_HOLD && !atomic_load(&s->cancel))
         pthread_cond_wait(&s->answered, &s->lock);
-    if (s->call == CALL_FREEZE) {
+    if (s->call == CALL_HOLD) {
         /* The main thread will not do it any more. */
         s->call = CALL_NONE;
         r = -ECANCELED;
@@ -431,7 +438,7 @@ static int take(struct snapshotter *s)
     if (r == 0)
         r = make_room_aside(s);
     if (r == 0)
-        r = call_freeze(s);
+        r = call_hold(s);
     stop_copying(s);
     if (r == 0)
         r = put_aside(s);
@@ -513,8 +520,8 @@ static void on_call(evutil_socket_t fd, short what, void *arg)
     pthread_mutex_lock(&s->lock);
     call = s->call;
     pthread_mutex_unlock(&s->lock);
-    if (call == CALL_FREEZE)
-        freeze(s);
+    if (call == CALL_HOLD)
+        hold(s);
     else if (call == CALL_END)
         end_job(s);
     if (call == CALL_NONE)

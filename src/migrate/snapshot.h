@@ -31,10 +31,10 @@ struct snapshotter;
 
 /* What the machine does for it, given from above; main thread. */
 struct snapshot_ops {
-    /* Stop vCPUs and devices; true when they ran. */
-    bool (*freeze)(void *opaque);
-    void (*thaw)(void *opaque);
-    /* Save the machine's state, frozen; *ret is taken and freed. 0 or -errno. */
+    /* Stop vCPUs and devices, if they run, until release. */
+    void (*hold)(void *opaque);
+    void (*release)(void *opaque);
+    /* Save the machine's state, held; *ret is taken and freed. 0 or -errno. */
     int (*save)(void *opaque, uint8_t **ret, size_t *ret_len);
     /* Fill in paging, config and host. 0 or -errno. */
     int (*describe)(void *opaque, struct snapshot_meta *meta);

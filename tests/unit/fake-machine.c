@@ -373,6 +373,56 @@ void machine_stop(struct machine *m)
     emit(m, "STOP", NULL);
 }
 
+const char *host_paging_name(enum host_paging paging)
+{
+    return paging == HOST_PAGING_SHADOW ? "shadow" : "unknown";
+}
+
+void machine_hold(struct machine *m)
+{
+}
+
+void machine_release(struct machine *m)
+{
+}
+
+int machine_save(struct machine *m, struct state_writer *w)
+{
+    state_begin(w, "machine", 0, 1);
+    state_put_u64(w, "memory", mem_size(vm_mem(machine_vm(m))));
+    state_end(w);
+    return 0;
+}
+
+/* A fake machine neither leaves nor arrives. */
+
+int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_differences)
+{
+    return -EOPNOTSUPP;
+}
+
+int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns)
+{
+    return -EOPNOTSUPP;
+}
+
+void machine_arrived(struct machine *m, bool run)
+{
+}
+
+int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+{
+    return -ESHUTDOWN;
+}
+
+void machine_stay(struct machine *m)
+{
+}
+
+void machine_left(struct machine *m, bool memory)
+{
+}
+
 int machine_cont(struct machine *m, const char **ret_why)
 {
     if (m->state == RUN_STATE_RUNNING)
@@ -427,47 +477,6 @@ struct machine_mmu *machine_mmu(struct machine *m)
 const struct host_info *machine_host(struct machine *m)
 {
     return &m->host;
-}
-
-/* It has no state to move: a migration gets as far as that. */
-int machine_save(struct machine *m, struct state_writer *w)
-{
-    return -ENOTSUP;
-}
-
-int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_differences)
-{
-    return -ENOTSUP;
-}
-
-int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns)
-{
-    return -ENOTSUP;
-}
-
-void machine_hold(struct machine *m)
-{
-}
-
-void machine_release(struct machine *m)
-{
-}
-
-int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
-{
-    return -ESHUTDOWN;
-}
-
-void machine_stay(struct machine *m)
-{
-}
-
-void machine_left(struct machine *m, bool memory)
-{
-}
-
-void machine_arrived(struct machine *m, bool run)
-{
 }
 
 void fake_machine_set_server(struct machine *m, struct qmp_server *server)

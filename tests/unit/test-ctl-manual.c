@@ -69,7 +69,7 @@ static void add_command(char *line)
     char text[ITEM_MAX], *arguments;
 
     plain_text(line, text);
-    arguments = text + strcspn(text, "[");
+    arguments = text + strcspn(text, "[ABCDEFGHIJKLMNOPQRSTUVWXYZ"); /* commands are lower-case */
     snprintf(it->command, sizeof(it->command), "%.*s", (int)(arguments - text), text);
     if (*it->command && it->command[strlen(it->command) - 1] == ' ')
         it->command[strlen(it->command) - 1] = '\0';

@@ -1,0 +1,112 @@
+/* The part of a configuration that the guest sees: into a snapshot and back. */
+#include "config.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/configuration-internal.h"
+#include "migrate/snapshot-open.h"
+
+/* Keys that a snapshot may set. Where things go on this host (console, sockets, what is logged) is not its business. */
+static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "disk", "test-device"};
+
+static void add_path(json_t *o, const char *key, const char *path)
+{
+    _cleanup_free_ char *real = path ? realpath(path, NULL) : NULL;
+
+    if (path)
+        json_add_str(o, key, real ? real : path);
+}
+
+/* A comma in a path or serial number stands twice in the value of an option. */
+static void append_word(char *to, size_t size, const char *prefix, const char *word)
+{
+    size_t at = strlen(to);
+
+    at += (size_t)snprintf(to + at, size - at, "%s", prefix);
+    for (; *word && at + 3 < size; word++) {
+        to[at++] = *word;
+        if (*word == ',')
+            to[at++] = ',';
+    }
+    to[at] = '\0';
+}
+
+static json_t *disk_value(const struct vblk_config *disk)
+{
+    static const char *const aio[] = {[DISK_AIO_AUTO] = "", [DISK_AIO_URING] = ",aio=io_uring",
+                                      [DISK_AIO_THREADS] = ",aio=threads"};
+    _cleanup_free_ char *real = realpath(disk->path, NULL);
+    char text[2 * PATH_MAX + 256] = "";
+    size_t at;
+
+    append_word(text, sizeof(text), "", real ? real : disk->path);
+    if (disk->serial)
+        append_word(text, sizeof(text), ",serial=", disk->serial);
+    at = strlen(text);
+    snprintf(text + at, sizeof(text) - at, "%s%s%s", disk->read_only ? ",ro" : "", disk->direct ? ",direct" : "",
+             aio[disk->aio]);
+    at = strlen(text);
+    if (disk->queues)
+        snprintf(text + at, sizeof(text) - at, ",queues=%u", disk->queues);
+    return json_object_new_string(text);
+}
+
+json_t *config_describe(const struct config *c)
+{
+    json_t *o = json_object_new_object(), *disks;
+
+    add_path(o, "kernel", c->kernel);
+    add_path(o, "initrd", c->initrd);
+    if (c->cmdline)
+        json_add_str(o, "cmdline", c->cmdline);
+    json_add_u64(o, "memory", c->memory);
+    json_add_u64(o, "cpus", c->cpus);
+    json_add_bool(o, "test-device", c->test_device);
+    if (c->disk_count > 0) {
+        disks = json_object_new_array();
+        for (unsigned int i = 0; i < c->disk_count; i++)
+            json_push(disks, disk_value(&c->disks[i]));
+        json_add(o, "disk", disks);
+    }
+    return o;
+}
+
+static int check_keys(const json_t *config, const char *dir, char *error)
+{
+    json_object_object_foreach(config, key, value)
+    {
+        size_t i = 0;
+
+        while (i < ARRAY_SIZE(guest_keys) && strcmp(guest_keys[i], key) != 0)
+            i++;
+        if (i == ARRAY_SIZE(guest_keys)) {
+            config_fail(error, "%.150s/meta.json: config: \"%.40s\" is nothing that a snapshot may set", dir, key);
+            return -EBADMSG;
+        }
+        (void)value;
+    }
+    return 0;
+}
+
+int config_read_snapshot(struct config *c, char *error)
+{
+    char why[SNAPSHOT_ERROR_MAX], file[PATH_MAX];
+    struct snapshot_meta meta;
+    const char *text;
+    int r = snapshot_read_meta(c->restore, &meta, why);
+
+    if (r < 0) {
+        config_fail(error, "%.300s", why);
+        return r == -EINVAL ? -EBADMSG : r;
+    }
+    r = check_keys(meta.config, c->restore, error);
+    text = json_object_to_json_string(meta.config);
+    snprintf(file, sizeof(file), "%.100s/meta.json", c->restore);
+    if (r == 0)
+        r = text ? config_parse_json(c, file, text, strlen(text), error) : -ENOMEM;
+    snapshot_meta_clear(&meta);
+    return r == -EINVAL ? -EBADMSG : r;
+}
