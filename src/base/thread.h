@@ -17,7 +17,7 @@ enum thread_kind {
     THREAD_IO,      /* virtio queues and what serves them */
     THREAD_MMU,     /* reads guest page tables */
     THREAD_UFFD,    /* serves userfaultfd */
-    THREAD_MIGRATE, /* talks to a peer */
+    THREAD_MIGRATE, /* copies the guest, to a peer or a file */
     THREAD_KINDS,
 };
 

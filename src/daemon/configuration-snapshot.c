@@ -10,7 +10,7 @@
 #include "migrate/snapshot-open.h"
 
 /* Keys that a snapshot may set. Where things go on this host (console, sockets, what is logged) is not its business. */
-static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "disk", "test-device"};
+static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "cpu-off", "disk", "test-device"};
 
 static void add_path(json_t *o, const char *key, const char *path)
 {
@@ -54,6 +54,19 @@ static json_t *disk_value(const struct vblk_config *disk)
     return json_object_new_string(text);
 }
 
+static void add_cpu_off(json_t *o, cpuid_features off)
+{
+    char list[512] = "";
+    size_t len = 0;
+    const char *name;
+
+    for (unsigned int i = 0; (name = cpuid_feature_name(i)) && len < sizeof(list); i++)
+        if (off & cpuid_feature(name))
+            len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s", len ? "," : "", name);
+    if (len > 0)
+        json_add_str(o, "cpu-off", list);
+}
+
 json_t *config_describe(const struct config *c)
 {
     json_t *o = json_object_new_object(), *disks;
@@ -64,6 +77,7 @@ json_t *config_describe(const struct config *c)
         json_add_str(o, "cmdline", c->cmdline);
     json_add_u64(o, "memory", c->memory);
     json_add_u64(o, "cpus", c->cpus);
+    add_cpu_off(o, c->cpu_off);
     json_add_bool(o, "test-device", c->test_device);
     if (c->disk_count > 0) {
         disks = json_object_new_array();

@@ -52,6 +52,8 @@ static int allow_all(struct landlock *l, const struct config *c, const struct ru
         r = landlock_allow(l, c->runtime_dir, true);
     if (r == 0 && snprintf(state, sizeof(state), "%s/%s", UMBRA_STATEDIR, c->name) < (int)sizeof(state))
         r = landlock_allow(l, state, true);
+    if (r == 0 && c->snapshot_dir)
+        r = landlock_allow(l, c->snapshot_dir, true);
     for (size_t i = 0; i < ARRAY_SIZE(always) && r == 0; i++)
         r = landlock_allow(l, always[i].path, always[i].write);
     return r;

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "migrate/snapshot-open.h"
 #include "migrate/snapshot-out.h"
@@ -465,7 +466,10 @@ static void clear_job(struct snapshotter *s)
 static void *job_thread(void *arg)
 {
     struct snapshotter *s = arg;
-    int r = take(s);
+    int r;
+
+    thread_enter(THREAD_MIGRATE, "snapshot");
+    r = take(s);
 
     /* On disk, and not a moment before. */
     if (r == 0 && s->track)
@@ -483,6 +487,7 @@ static void *job_thread(void *arg)
     s->call = CALL_END;
     fd_event_signal(s->call_fd);
     pthread_mutex_unlock(&s->lock);
+    thread_leave();
     return NULL;
 }
 

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Snapshots of a VM under test. After vm.sh and dirty.sh.
 
+vm_options+=(--snapshot-dir "$tap_dir")
+
 # snap VM DIR [OPTION...]: take one and wait for it; fails with vmctl's message on stderr.
 snap() {
     local vm=$1

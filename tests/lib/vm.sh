@@ -10,6 +10,8 @@ VMCTL=${VMCTL:-$UMBRA_BUILD/src/ctl/vmctl}
 UMBRA_GUESTS=${UMBRA_GUESTS:-$UMBRA_BUILD/tests/guests}
 UMBRA_BENCH=${UMBRA_BENCH:-$UMBRA_BUILD/bench}
 run=$tap_dir/run
+# What every VM of a test is started with.
+vm_options=()
 vm_pid=
 
 # What the sandbox had to say, whatever became of the test. Under UMBRA_SANDBOX=log every call passes: then this is the result.
@@ -26,7 +28,7 @@ on_exit vm_violations
 vm_spawn() {
     local name=$1
     shift
-    "$UMBRAD" --runtime-dir "$run" --name "$name" ${UMBRA_SANDBOX:+--sandbox "$UMBRA_SANDBOX"} "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
+    "$UMBRAD" --runtime-dir "$run" --name "$name" ${UMBRA_SANDBOX:+--sandbox "$UMBRA_SANDBOX"} "${vm_options[@]}" "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
     vm_pid=$!
     on_exit vm_kill $vm_pid
 }
