@@ -63,8 +63,13 @@ int landlock_new(struct landlock **ret)
     return 0;
 }
 
-int landlock_allow(struct landlock *l, const char *path, bool write)
+int landlock_allow(struct landlock *l, const char *path, enum landlock_rights rights)
 {
+    static const uint64_t access[] = {
+        [LANDLOCK_READ] = ACCESS_READ,
+        [LANDLOCK_WRITE] = ~(uint64_t)ACCESS_NEVER,
+        [LANDLOCK_SOCKETS] = LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_REMOVE_FILE,
+    };
     struct landlock_path_beneath_attr rule = {.parent_fd = -1};
     _cleanup_close_ int fd = -1;
     struct stat st;
@@ -77,7 +82,7 @@ int landlock_allow(struct landlock *l, const char *path, bool write)
     if (fstat(fd, &st) < 0)
         return -errno;
     rule.parent_fd = fd;
-    rule.allowed_access = l->handled & (write ? ~(uint64_t)ACCESS_NEVER : (uint64_t)ACCESS_READ);
+    rule.allowed_access = l->handled & access[rights];
     if (!S_ISDIR(st.st_mode))
         rule.allowed_access &= ACCESS_FILE;
     return syscall(SYS_landlock_add_rule, l->fd, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) < 0 ? -errno : 0;

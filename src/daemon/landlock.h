@@ -2,8 +2,6 @@
 #ifndef UMBRA_DAEMON_LANDLOCK_H
 #define UMBRA_DAEMON_LANDLOCK_H
 
-#include <stdbool.h>
-
 struct landlock;
 
 /*
@@ -13,8 +11,14 @@ struct landlock;
 int landlock_new(struct landlock **ret);
 void landlock_free(struct landlock *l);
 
-/* Allow a file or all below a directory to be read, or also to be written, made and removed. What does not exist is left out. 0 or -errno. */
-int landlock_allow(struct landlock *l, const char *path, bool write);
+enum landlock_rights {
+    LANDLOCK_READ,
+    LANDLOCK_WRITE,   /* and make, and remove */
+    LANDLOCK_SOCKETS, /* make sockets, and remove what they are instead of; nothing else */
+};
+
+/* Allow a file or all below a directory to be used so. What does not exist is left out. 0 or -errno. */
+int landlock_allow(struct landlock *l, const char *path, enum landlock_rights rights);
 
 /* From now on the calling thread, and those it makes, open nothing else. 0 or -errno. */
 int landlock_enter(struct landlock *l);

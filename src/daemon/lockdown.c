@@ -3,6 +3,7 @@
 #include "daemon/lockdown.h"
 
 #include <errno.h>
+#include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,16 +17,16 @@
 /* What is opened while the VM runs, besides the VM's own directories. */
 static const struct {
     const char *path;
-    bool write;
+    enum landlock_rights rights;
 } always[] = {
-    {"/dev/userfaultfd", true}, /* query-host, precise tracking, post-copy */
+    {"/dev/userfaultfd", LANDLOCK_WRITE}, /* query-host, precise tracking, post-copy */
     /* The names of a migration's peers. */
-    {"/etc/hosts", false},
-    {"/etc/resolv.conf", false},
-    {"/etc/nsswitch.conf", false},
-    {"/etc/gai.conf", false},
-    {"/etc/host.conf", false},
-    {"/etc/services", false},
+    {"/etc/hosts", LANDLOCK_READ},
+    {"/etc/resolv.conf", LANDLOCK_READ},
+    {"/etc/nsswitch.conf", LANDLOCK_READ},
+    {"/etc/gai.conf", LANDLOCK_READ},
+    {"/etc/host.conf", LANDLOCK_READ},
+    {"/etc/services", LANDLOCK_READ},
 };
 
 int lockdown_begin(const struct config *c, const struct rundir *rundir)
@@ -42,20 +43,32 @@ int lockdown_begin(const struct config *c, const struct rundir *rundir)
     return r;
 }
 
+/* Where a source is waited for. */
+static int allow_incoming(struct landlock *l, const char *uri)
+{
+    char path[PATH_MAX];
+
+    if (!uri || strncmp(uri, "unix:", 5) != 0 || snprintf(path, sizeof(path), "%s", uri + 5) >= (int)sizeof(path))
+        return 0;
+    return landlock_allow(l, dirname(path), LANDLOCK_SOCKETS);
+}
+
 static int allow_all(struct landlock *l, const struct config *c, const struct rundir *rundir)
 {
     char state[PATH_MAX];
-    int r = landlock_allow(l, rundir_path(rundir), true);
+    int r = landlock_allow(l, rundir_path(rundir), LANDLOCK_WRITE);
 
     /* Removing the VM's directory takes a right to the one it is in. */
     if (r == 0)
-        r = landlock_allow(l, c->runtime_dir, true);
+        r = landlock_allow(l, c->runtime_dir, LANDLOCK_WRITE);
     if (r == 0 && snprintf(state, sizeof(state), "%s/%s", UMBRA_STATEDIR, c->name) < (int)sizeof(state))
-        r = landlock_allow(l, state, true);
+        r = landlock_allow(l, state, LANDLOCK_WRITE);
     if (r == 0 && c->snapshot_dir)
-        r = landlock_allow(l, c->snapshot_dir, true);
+        r = landlock_allow(l, c->snapshot_dir, LANDLOCK_WRITE);
+    if (r == 0)
+        r = allow_incoming(l, c->incoming);
     for (size_t i = 0; i < ARRAY_SIZE(always) && r == 0; i++)
-        r = landlock_allow(l, always[i].path, always[i].write);
+        r = landlock_allow(l, always[i].path, always[i].rights);
     return r;
 }
 
