@@ -102,7 +102,7 @@ static void run_queue(struct virtio_dev *v, struct virtq *q)
 static void on_kick(void *opaque, uint32_t events)
 {
     struct virtio_kick *kick = opaque;
-    struct virtio_dev *v = kick->queue->opaque;
+    struct virtio_dev *v = kick->device;
 
     pthread_mutex_lock(&v->dev.lock);
     __atomic_fetch_add(&v->counters.kicks, 1, __ATOMIC_RELAXED);
@@ -410,6 +410,7 @@ static int make_kicks(struct virtio_dev *v)
         struct virtio_kick *kick = &v->kicks[i];
         int r;
 
+        kick->device = v;
         kick->queue = &v->queues[i];
         kick->source.ready = on_kick;
         kick->source.opaque = kick;

@@ -83,6 +83,7 @@ struct virtio_regs {
 
 struct virtio_kick {
     struct io_source source;
+    struct virtio_dev *device;
     struct virtq *queue;
 };
 
