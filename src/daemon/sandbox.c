@@ -135,12 +135,15 @@ static void on_violation(int sig, siginfo_t *info, void *context)
     unsigned int nr = (unsigned int)info->si_syscall, request = (unsigned int)regs[REG_RSI];
     int saved = errno;
 
+    /* Somebody has sent the signal: there is no call. */
+    if (info->si_code != SYS_SECCOMP)
+        return;
     if (first_time(nr, request)) {
         atomic_fetch_add(&box.violations, 1);
         tell(nr, request);
     }
     if (box.mode == SANDBOX_ENFORCE) {
-        /* The handler is gone (SA_RESETHAND), and SIGSYS is blocked: the same again is the end. */
+        /* SIGSYS is blocked here: the same again is the end, and by that signal. */
         syscall(SYS_kexec_load, 0, 0, 0, 0);
         _exit(128 + SIGSYS);
     }
@@ -332,8 +335,6 @@ int sandbox_init(enum sandbox_mode mode)
     box.mode = mode;
     if (mode == SANDBOX_OFF)
         return 0;
-    if (mode == SANDBOX_ENFORCE)
-        sa.sa_flags |= (int)SA_RESETHAND;
     sigfillset(&sa.sa_mask);
     if (sigaction(SIGSYS, &sa, NULL) < 0)
         return -errno;
