@@ -34,6 +34,10 @@
 #define IOCTLS_MAX 64
 /* The kernel's BPF_MAXINSNS. */
 #define PROGRAM_MAX 4096
+/* Why a SIGSYS comes, from the kernel's header, which does not go together with the C library's. */
+#ifndef SYS_SECCOMP
+#define SYS_SECCOMP 1
+#endif
 /* What stands before libseccomp's program in mode log. */
 #define GATE_LENGTH 5
 
