@@ -50,6 +50,9 @@ is "$(state calm)" running "and the guest runs on"
 systemctl set-property --runtime umbra@calm.service TasksMax=infinity
 check "with one it is taken" vmctl snapshot calm /var/lib/umbra/calm/snapshot
 
+vmctl migrate calm unix:/var/lib/umbra/calm/nobody >/dev/null 2>&1
+check "its status tells how a migration went" wait_until 20 shows calm StatusText '^running: .*, migration: failed$'
+
 # -- /run and the journal in it are full --
 vmctl pause calm >/dev/null
 fallocate -l "$(df --output=avail -B1 /run | tail -n 1)" /run/filler
@@ -92,6 +95,21 @@ systemctl kill --kill-whom=main umbra@calm
 check "SIGTERM to a VM ends it" wait_until 30 shows calm ActiveState '^inactive$'
 is "$(show calm Result) $(show calm NRestarts)" "success 0" "which is no failure, and of all this it has noticed nothing"
 is "$calm_pid" "$(show calm ExecMainPID)" "it was the same process all the time"
+
+# -- nested paging --
+# Without a VM the module can be loaded anew, as at the start of a host that was not told.
+npt() { cat /sys/module/kvm_amd/parameters/npt; }
+modprobe -r kvm_amd && modprobe kvm_amd npt=1 && udevadm trigger --settle /dev/kvm || bail "kvm_amd does not load with npt=1"
+on_exit eval "modprobe -r kvm_amd; modprobe kvm_amd npt=$UMBRA_NPT"
+is "$(npt)" Y "a host with nested paging"
+refuses brief "has no VM started"
+check "the journal says what to do" journal_has brief 'umbra-shadow-paging'
+check "umbra-shadow-paging.service starts" systemctl start umbra-shadow-paging
+is "$(npt)" N "and forces shadow paging"
+udevadm trigger --settle /dev/kvm
+check "then one does start" systemctl start umbra@brief
+systemctl stop umbra@brief
+
 check "no thread made a system call that is not on its list" no_violations
 dpkg --purge umbra >"$tap_dir/dpkg" 2>&1 || diag <"$tap_dir/dpkg"
 done_testing
