@@ -79,7 +79,8 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("unlink", M | X, "sockets and pid file at the end"),
     CALL("unlinkat", M | X, "snapshots"),
     CALL("rmdir", M, "the runtime directory at the end"),
-    CALL("readlink", M, "the console's name"),
+    CALL("readlink", M, "the console's name; where a snapshot's kernel and disks are"),
+    CALL("getcwd", M, "where a snapshot's kernel and disks are"),
     CALL("access", M, "whether a file is there"),
 
     /* Sockets. */

@@ -41,6 +41,13 @@ check "a place that is not there" snap_fails a "$tap_dir/no/where"
 like "$(cat "$tap_dir/err")" 'no/where: No such file or directory' "is named"
 check "a relative path is none for the daemon" not qmp a snapshot '{"dir":"x"}'
 
+# A snapshot may be restored from anywhere: it names files by their whole paths.
+cd "$UMBRA_GUESTS" || bail "no guests"
+vm_start relative --kernel idler.elf --memory 16M
+cd / || exit 1
+check "a VM whose kernel has a relative path" snap relative "$tap_dir/relative"
+is "$(jq -r .config.kernel "$tap_dir/relative/meta.json")" "$(realpath "$UMBRA_GUESTS/idler.elf")" "its snapshot has the whole one"
+
 # The sandbox leaves the VM's own places to write to.
 elsewhere=$(mktemp -d "${TMPDIR:-/tmp}/umbra-elsewhere.XXXXXX") || bail "no directory for snapshots"
 on_exit rm -rf "$elsewhere"

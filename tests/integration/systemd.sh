@@ -50,6 +50,13 @@ check "the exporter starts" systemctl start umbra-exporter
 scrape() { printf 'GET /metrics HTTP/1.0\r\n\r\n' | socat -t 10 - TCP:127.0.0.1:9756; }
 scrape_has() { scrape | grep -q "$1"; }
 check "and has the VM's metrics" wait_until 20 scrape_has '^umbra_vm_vcpus{.*vm="idle".*} 2'
+# What the page of the host lives on; a map of written memory takes the control socket, as the exporter's own user.
+(printf 'GET /events?map=idle HTTP/1.1\r\nHost: 127.0.0.1:9756\r\n\r\n'; exec sleep 100) | socat - TCP:127.0.0.1:9756 >"$tap_dir/events" 2>&1 &
+looker=$!
+on_exit eval "kill $looker 2>/dev/null"
+check "its page shows the VM" wait_for_line "$tap_dir/events" '^data: \{"vms":.*"name":"idle","up":true' 40
+check "and a map of its memory" wait_for_line "$tap_dir/events" '^data: .*"dirty_pages":' 40
+kill $looker
 promtool=/umbra/add/promtool prometheus=/umbra/add/prometheus
 if [ -x $promtool ]; then
     page_of() { printf 'GET /metrics HTTP/1.0\r\n\r\n' | socat -t 10 - "$1" | sed '1,/^\r$/d'; }
