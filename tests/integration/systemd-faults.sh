@@ -76,6 +76,13 @@ check "the journal says so" unit_says stuck watchdog
 is "$(state stuck)" running "the guest runs anew"
 systemctl stop umbra@stuck
 
+# -- a guest that crashes --
+define crash --kernel $images/hello.elf --cmdline exit=1 --test-device
+systemctl start umbra@crash 2>/dev/null
+check "a guest that ends umbrad as a crash does" wait_until 20 shows crash ActiveState '^failed$'
+is "$(show crash ExecMainStatus) $(show crash NRestarts)" "3 0" "is not started again: it would crash again"
+systemctl reset-failed umbra@crash
+
 # -- stopped at bad moments --
 define brief --kernel $images/idler.elf
 for _ in 1 2 3; do

@@ -11,7 +11,7 @@ systemctl daemon-reload
 udevadm trigger --settle /dev/userfaultfd /dev/kvm 2>/dev/null
 images=/var/lib/umbra/images
 mkdir -p $images
-cp "$UMBRA_GUESTS"/{idler,dirtier}.elf "$UMBRA_KERNEL" "$UMBRA_INITRD" $images/
+cp "$UMBRA_GUESTS"/{idler,dirtier,hello}.elf "$UMBRA_KERNEL" "$UMBRA_INITRD" $images/
 chmod 644 $images/*
 
 # define NAME OPTION...: its configuration file. The last of two options wins.
