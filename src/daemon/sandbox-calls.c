@@ -42,6 +42,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("pwrite64", M | I | X, "disks, snapshots"),
     CALL("preadv", I, "disks"),
     CALL("pwritev", I, "disks"),
+    CALL("pwritev2", I, "disks"),
     CALL("close", ALL, "descriptors that are done with"),
     CALL("fcntl", M | V | I | X, "non-blocking descriptors, duplicates"),
     CALL("fstat", M | V | I | X, "kinds and sizes of open files"),
@@ -137,9 +138,9 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("getrandom", ALL, "the heap, the guest's random numbers"),
     CALL("exit", ALL, "the end of a thread"),
     CALL("exit_group", ALL, "the end of umbrad"),
-    WITH("clone", "CLONE_THREAD", M | I | X, SANDBOX_ALL_OF, 0, CLONE_THREAD, "threads; never a process"),
+    WITH("clone", "CLONE_THREAD", M | X, SANDBOX_ALL_OF, 0, CLONE_THREAD, "threads; never a process"),
     WITH("prctl", "PR_SET_NAME", ALL, SANDBOX_EQUAL, 0, PR_SET_NAME, "names of threads"),
-    CALL("seccomp", M | I | X, "new threads lock themselves in further"),
+    CALL("seccomp", M | X, "new threads lock themselves in further"),
     CALL("getrusage", M, "figures for metrics"),
     WITH("prlimit64", "without a new limit", M, SANDBOX_EQUAL, 2, 0, "figures for metrics"),
     CALL("sysinfo", M, "figures for metrics"),
@@ -227,7 +228,7 @@ const struct sandbox_call sandbox_calls[] = {
           "fails: which of several addresses of a peer is tried first"),
     FAILS("mmap", "with PROT_EXEC", M | X, SANDBOX_ALL_OF, 2, PROT_EXEC, EACCES,
           "fails: name services that are shared objects are left out"),
-    FAILS("clone3", "", M | I | X, SANDBOX_ANY, 0, 0, ENOSYS, "fails: its flags are where no filter sees them; clone is taken instead"),
+    FAILS("clone3", "", M | X, SANDBOX_ANY, 0, 0, ENOSYS, "fails: its flags are where no filter sees them; clone is taken instead"),
 };
 
 const unsigned int sandbox_call_count = ARRAY_SIZE(sandbox_calls);
