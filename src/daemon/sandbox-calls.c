@@ -6,6 +6,7 @@
  */
 #include "config.h"
 
+#include <errno.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -26,9 +27,10 @@
 #define X (1u << THREAD_MIGRATE)
 #define ALL (M | V | I | P | U | X)
 
-#define CALL(name, threads, why) {name, "", why, threads, SANDBOX_ANY, 0, 0}
-#define IOCTL(request, threads, why) {"ioctl", #request, why, threads, SANDBOX_REQUEST, 1, request}
-#define WITH(name, detail, threads, kind, arg, value, why) {name, detail, why, threads, kind, arg, value}
+#define CALL(name, threads, why) {name, "", why, threads, SANDBOX_ANY, 0, 0, 0}
+#define IOCTL(request, threads, why) {"ioctl", #request, why, threads, SANDBOX_REQUEST, 1, request, 0}
+#define WITH(name, detail, threads, kind, arg, value, why) {name, detail, why, threads, kind, arg, value, 0}
+#define FAILS(name, detail, threads, kind, arg, value, error, why) {name, detail, why, threads, kind, arg, value, error}
 
 const struct sandbox_call sandbox_calls[] = {
     /* Descriptors that are open. */
@@ -78,7 +80,8 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("unlink", M | X, "sockets and pid file at the end"),
     CALL("unlinkat", M | X, "snapshots"),
     CALL("rmdir", M, "the runtime directory at the end"),
-    CALL("readlink", M, "the console's name"),
+    CALL("readlink", M, "the console's name; where a snapshot's kernel and disks are"),
+    CALL("getcwd", M, "where a snapshot's kernel and disks are"),
     CALL("access", M, "whether a file is there"),
 
     /* Sockets. */
@@ -219,6 +222,13 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(TCSETS, M, "the terminal of --console stdio, put back at the end"),
     IOCTL(TCSETSW, M, "the terminal of --console stdio, put back at the end"),
     IOCTL(TIOCGWINSZ, M, "the terminal of --console stdio"),
+
+    /* What the C library tries, and does without. */
+    FAILS("socket", "AF_NETLINK", M | X, SANDBOX_EQUAL, 0, AF_NETLINK, EAFNOSUPPORT,
+          "fails: which of several addresses of a peer is tried first"),
+    FAILS("mmap", "with PROT_EXEC", M | X, SANDBOX_ALL_OF, 2, PROT_EXEC, EACCES,
+          "fails: name services that are shared objects are left out"),
+    FAILS("clone3", "", M | X, SANDBOX_ANY, 0, 0, ENOSYS, "fails: its flags are where no filter sees them; clone is taken instead"),
 };
 
 const unsigned int sandbox_call_count = ARRAY_SIZE(sandbox_calls);
