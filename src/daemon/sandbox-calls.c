@@ -107,7 +107,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("munmap", ALL, "the heap, stacks"),
     CALL("mremap", ALL, "the heap"),
     CALL("madvise", ALL, "memory that is given back"),
-    CALL("mincore", M | P | X, "how much memory the bookkeeping uses"),
+    CALL("mincore", M | P | X, "how much memory the bookkeeping uses, pages of a restored guest that are there"),
 
     /* Threads, time, signals. */
     CALL("futex", ALL, "locks"),

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/util.h"
 
@@ -115,25 +114,33 @@ static bool page_fits(const struct mem *mem, const struct root_signature *sig, p
     return last_fits(sig, __atomic_load_n((const uint64_t *)(const void *)(page + LAST_ENTRY_OFFSET), __ATOMIC_RELAXED));
 }
 
-/* Advance to the next piece of the RAM file that is no hole. */
+/* Advance to the next piece of RAM that is no hole. */
 static void find_data(const struct mem *mem, struct root_scan_cursor *at, pfn_t end)
 {
-    off_t data = lseek(mem_fd(mem), (off_t)pages_to_bytes(at->next), SEEK_DATA), hole = -1;
+    uint64_t data, hole;
 
-    if (data >= 0)
-        hole = lseek(mem_fd(mem), data, SEEK_HOLE);
-    if (hole < 0) {
-        /* ENXIO: nothing more. */
+    if (!mem_next_data(mem, pages_to_bytes(at->next), &data, &hole)) {
         at->next = at->data_end = end;
         return;
     }
-    at->next = MIN(bytes_to_pages((uint64_t)data), end);
-    at->data_end = MIN(bytes_to_pages(align_up((uint64_t)hole, GUEST_PAGE_SIZE)), end);
+    at->next = MIN(bytes_to_pages(data), end);
+    at->data_end = MIN(bytes_to_pages(hole), end);
+}
+
+static bool is_resident(const struct mem *mem, struct root_scan_cursor *at)
+{
+    if (!at->known || at->next - at->chunk >= ROOT_SCAN_CHUNK) {
+        at->chunk = at->next;
+        at->known = true;
+        mem_resident(mem, at->chunk, (size_t)MIN(mem_pages(mem) - at->chunk, (uint64_t)ROOT_SCAN_CHUNK), at->resident);
+    }
+    return at->resident[at->next - at->chunk];
 }
 
 size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
                             uint64_t pages, gfn_t *ret, size_t max)
 {
+    bool lazy = mem_fd(mem) < 0;
     size_t found = 0;
 
     while (at->next < end && pages > 0 && found < max) {
@@ -141,7 +148,7 @@ size_t root_scan_candidates(const struct mem *mem, const struct root_signature *
             find_data(mem, at, end);
             continue;
         }
-        if (page_fits(mem, sig, at->next))
+        if ((!lazy || is_resident(mem, at)) && page_fits(mem, sig, at->next))
             ret[found++] = mem_pfn_to_gfn(mem, at->next);
         at->next++;
         at->looked++;
@@ -181,6 +188,15 @@ bool root_signature_fits(const struct root_signature *sig, const struct mem *mem
 
     return sig->known && mem_read(mem, (cr3 & ENTRY_ADDRESS) + LAST_ENTRY_OFFSET, &last, sizeof(last)) == 0 &&
            last_fits(sig, last);
+}
+
+bool root_is_kpti_half(const struct mem *mem, gpa_t cr3)
+{
+    uint64_t kernel[ENTRIES], user[ENTRIES];
+
+    cr3 &= ENTRY_ADDRESS;
+    return cr3 & GUEST_PAGE_SIZE && mem_read(mem, cr3, user, sizeof(user)) == 0 &&
+           mem_read(mem, cr3 - GUEST_PAGE_SIZE, kernel, sizeof(kernel)) == 0 && is_kpti_pair(kernel, user);
 }
 
 bool root_has_user_half(const struct mem *mem, gpa_t cr3)

@@ -350,17 +350,17 @@ void tracker_settings(struct tracker *t, struct tracker_settings *ret)
 
 /* -- questions ----------------------------------------------------------------------------------------------------------- */
 
-/* Whether an answer would be older than the mode promises. */
-static bool stale(const struct tracker *t)
+/* Whether an answer would be older than it may be. */
+static bool stale(const struct tracker *t, enum tracker_age age)
 {
     if (!t->looked || t->settings.mode == TRACKER_ON_DEMAND)
         return true;
     if (tracker_activity(t) == t->activity)
         return false;
-    return !t->running || tracker_now(t) - t->looked_ns > 2 * t->base_ns;
+    return !t->running || age == TRACKER_NOW || tracker_now(t) - t->looked_ns > 2 * tick_interval(t);
 }
 
-int tracker_lock(struct tracker *t, struct mirror **ret, uint64_t *ret_age_ns)
+int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns)
 {
     bool on_demand;
     int r = 0;
@@ -372,12 +372,12 @@ int tracker_lock(struct tracker *t, struct mirror **ret, uint64_t *ret_age_ns)
         t->config.ops->look_now(t->config.opaque);
         tracker_relock(t);
     }
-    while (t->settings.mode != TRACKER_OFF && stale(t) && t->in_tick)
+    while (t->settings.mode != TRACKER_OFF && stale(t, age) && t->in_tick)
         pthread_cond_wait(&t->rest, &t->lock);
     if (t->settings.mode == TRACKER_OFF)
         r = -ENODATA;
-    else if (stale(t))
-        r = tick_run(t, false, !t->running);
+    else if (stale(t, age))
+        r = tick_run(t, t->running ? TICK_QUESTION : TICK_SETTLED);
     /* What there was no memory for is flagged in the mirror, it does not keep it from answering. */
     if (r == -ENODATA) {
         tracker_unlock(t);
@@ -400,7 +400,7 @@ int tracker_verify(struct tracker *t, struct mirror_verdict *ret)
         r = -ENODATA;
     if (r == 0) {
         /* Out of memory shows as entries missing, and as `incomplete`. */
-        (void)tick_run(t, false, true);
+        (void)tick_run(t, TICK_SETTLED);
         (void)mirror_sync_stale(t->mirror);
         r = mirror_verify(t->mirror, ret);
     }

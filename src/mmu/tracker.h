@@ -107,12 +107,20 @@ void tracker_reset(struct tracker *t);
 int tracker_set(struct tracker *t, const struct tracker_settings *settings);
 void tracker_settings(struct tracker *t, struct tracker_settings *ret);
 
+enum tracker_age {
+    TRACKER_RECENT, /* two intervals old at most, as they would be without the CPU budget: a second with intervals of its own choice */
+    TRACKER_NOW,    /* all that the guest had written when this was called */
+};
+
 /*
- * For a question: bring the mirror as far up to date as the mode promises (on-demand: read everything; otherwise only where
- * ticks had paused), and give it with the lock held, until tracker_unlock. -ENODATA: tracking is off, or -ENOMEM; then
- * nothing is locked. *ret_age_ns (may be NULL) is how long ago the tables were looked at.
+ * For a question: bring the mirror as far up to date as is asked for (on-demand: everything is read in any case), and give it with the
+ * lock held, until tracker_unlock. -ENODATA: tracking is off; then nothing is locked. *ret_age_ns (may be NULL) is how long
+ * ago the tables were looked at.
+ *
+ * Costs nothing where the last look is good enough or no vCPU ran since, else one tick and no more: the tables the source names (all
+ * by re-reading), and for new roots the pages it names, or 1 GiB of memory. The CPU budget is for ticks: who asks pays.
  */
-int tracker_lock(struct tracker *t, struct mirror **ret, uint64_t *ret_age_ns);
+int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns);
 void tracker_unlock(struct tracker *t);
 
 /*

@@ -35,10 +35,9 @@ names_are_the_guests() { # VM FILE
     done <"$tap_dir/names"
 }
 
-# More of the CPU for looking at page tables: of an emulated one a percent is a look in half a minute.
 try() { # VM CMDLINE VCPUS WHAT
     local vm=$1 gva frame root
-    vm_start_serving "$vm" "$2" --cpus "$3" --memory 256M --mmu-cpu-budget 20
+    vm_start_serving "$vm" "$2" --cpus "$3" --memory 256M
     start_processes "$vm"
     if top_is_dirtier "$vm"; then
         ok "$4: dirty top names the dirtier and its pid"
