@@ -103,15 +103,15 @@ static bool last_fits(const struct root_signature *sig, uint64_t last)
     return ((last & ~ENTRY_AD) ^ sig->half[LAST]) == 0;
 }
 
-/* Entry 511 of a RAM page: almost every page falls out here, for one word read. */
-static bool page_fits(const struct mem *mem, const struct root_signature *sig, pfn_t pfn)
+static const uint64_t *last_entry(const struct mem *mem, pfn_t pfn)
 {
-    unsigned int count;
-    const struct mem_slot *slots = mem_slots(mem, &count);
-    const struct mem_slot *slot = pages_to_bytes(pfn) < slots[0].size ? &slots[0] : &slots[1];
-    const uint8_t *page = slot->hva + (pages_to_bytes(pfn) - slot->offset);
+    return (const uint64_t *)(const void *)(mem_ram(mem) + pages_to_bytes(pfn) + LAST_ENTRY_OFFSET);
+}
 
-    return last_fits(sig, __atomic_load_n((const uint64_t *)(const void *)(page + LAST_ENTRY_OFFSET), __ATOMIC_RELAXED));
+/* Entry 511 of a RAM page: almost every page falls out here, for one word read. */
+static inline bool page_fits(const struct root_signature *sig, const uint64_t *last)
+{
+    return last_fits(sig, __atomic_load_n(last, __ATOMIC_RELAXED));
 }
 
 /* Advance to the next piece of RAM that is no hole. */
@@ -137,6 +137,22 @@ static bool is_resident(const struct mem *mem, struct root_scan_cursor *at)
     return at->resident[at->next - at->chunk];
 }
 
+/* All of memory is looked at again and again: this loop is most of what a tick costs. */
+static size_t look_at_run(const struct mem *mem, const struct root_signature *sig, pfn_t first, pfn_t *end, gfn_t *ret, size_t max)
+{
+    const uint64_t *last = last_entry(mem, first);
+    size_t found = 0;
+
+    for (pfn_t pfn = first; pfn < *end; pfn++, last += GUEST_PAGE_SIZE / sizeof(*last)) {
+        if (!page_fits(sig, last))
+            continue;
+        ret[found++] = mem_pfn_to_gfn(mem, pfn);
+        if (found == max)
+            *end = pfn + 1;
+    }
+    return found;
+}
+
 size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
                             uint64_t pages, gfn_t *ret, size_t max)
 {
@@ -144,15 +160,19 @@ size_t root_scan_candidates(const struct mem *mem, const struct root_signature *
     size_t found = 0;
 
     while (at->next < end && pages > 0 && found < max) {
-        if (at->next >= at->data_end) {
+        pfn_t first = at->next, next = first + 1;
+
+        if (first >= at->data_end) {
             find_data(mem, at, end);
             continue;
         }
-        if ((!lazy || is_resident(mem, at)) && page_fits(mem, sig, at->next))
-            ret[found++] = mem_pfn_to_gfn(mem, at->next);
-        at->next++;
-        at->looked++;
-        pages--;
+        if (!lazy)
+            next = first + MIN(pages, at->data_end - first);
+        if (!lazy || is_resident(mem, at))
+            found += look_at_run(mem, sig, first, &next, ret + found, max - found);
+        at->next = next;
+        at->looked += next - first;
+        pages -= next - first;
     }
     return found;
 }
@@ -173,7 +193,7 @@ size_t root_scan_candidates_in(const struct mem *mem, const struct root_signatur
         }
         at->next = w.word * 64 + (unsigned int)__builtin_ctzll(w.bits);
         w.bits &= w.bits - 1;
-        if (page_fits(mem, sig, at->next))
+        if (page_fits(sig, last_entry(mem, at->next)))
             ret[found++] = mem_pfn_to_gfn(mem, at->next);
         at->next++;
         at->looked++;

@@ -62,8 +62,11 @@ static void seen_in_user(struct tracker *t, gpa_t cr3, const struct mmu_paging *
 {
     gpa_t partner = cr3 & ~CR3_KPTI_USER;
 
-    /* Better than to wait until some vCPU is seen in the kernel; what that has is learned in its place. */
-    if (!t->signature.known)
+    /*
+     * Better than to wait until some vCPU is seen in the kernel. But only while the guest stands still: else the root may be gone by
+     * now, its KPTI partner with it, and what is left of it teaches nothing.
+     */
+    if (!t->signature.known && !t->running)
         root_signature_learn(&t->signature, t->config.mem, root_is_kpti_half(t->config.mem, cr3) ? partner : cr3, paging);
     if (partner != cr3)
         (void)mirror_root_seen(t->mirror, partner, paging, now);
