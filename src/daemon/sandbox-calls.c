@@ -77,7 +77,8 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("unlink", M | X, "sockets and pid file at the end"),
     CALL("unlinkat", M | X, "snapshots"),
     CALL("rmdir", M, "the runtime directory at the end"),
-    CALL("readlink", M, "the console's name"),
+    CALL("getcwd", M | X, "snapshots: what a relative path means"),
+    CALL("readlink", M | X, "the console's name, where a snapshot's path leads"),
     CALL("access", M, "whether a file is there"),
 
     /* Sockets. */

@@ -356,6 +356,10 @@ static int build(struct precise *p)
         log_err("precise: guest memory consists of pages of 2 MiB, tables cannot be protected one by one");
         return -EOPNOTSUPP;
     }
+    if (mem_fd(p->mem) < 0) {
+        log_err("precise: guest memory is mapped from a snapshot, userfaultfd cannot protect that (--eager copies it)");
+        return -EOPNOTSUPP;
+    }
     if (p->fd < 0)
         p->fd = precise_open();
     if (p->fd < 0)

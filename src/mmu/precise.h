@@ -38,7 +38,7 @@ int precise_open(void);
 
 /*
  * Register guest memory and start the thread. Takes fd (of precise_open, or -1: it opens one itself) also on failure. 0,
- * -EOPNOTSUPP (memory of 2 MiB pages), -EBUSY (registered elsewhere already), -ENOMEM or another -errno; logged.
+ * -EOPNOTSUPP (memory of 2 MiB pages, or private memory), -EBUSY (registered elsewhere already), -ENOMEM or another -errno; logged.
  * Use re-reading instead then.
  */
 int precise_new(struct mem *mem, int fd, struct precise **ret);

@@ -478,6 +478,21 @@ static void test_huge_pages(void **state)
 }
 
 /* The kernel refuses what cannot fail: everything goes on unprotected, and the source says so. */
+/* Memory of a lazily restored snapshot: refused before anything is registered. */
+static void test_private(void **state)
+{
+    struct mem_config config = {.size = 8 * MiB, .private = true};
+    struct precise *p = NULL;
+    struct mem *mem;
+
+    assert_int_equal(mem_new(&config, &mem), 0);
+    log_set_level(LOG_LEVEL_ERR - 1);
+    assert_int_equal(precise_new(mem, -1, &p), -EOPNOTSUPP);
+    log_set_level(LOG_LEVEL_ERR);
+    assert_null(p);
+    mem_free(mem);
+}
+
 static void test_failure(void **state)
 {
     struct fixture f;
@@ -655,6 +670,7 @@ int main(void)
         cmocka_unit_test(test_registered_elsewhere),
         cmocka_unit_test(test_unprivileged),
         cmocka_unit_test(test_huge_pages),
+        cmocka_unit_test(test_private),
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_no_write_is_lost),
     };

@@ -157,6 +157,23 @@ static void test_sorting(void **state)
     }
 }
 
+static int relative_path(void)
+{
+    char *real = realpath(".", NULL);
+    int r = real && *real == '/' ? 0 : 1;
+
+    free(real);
+    return r;
+}
+
+static void test_relative_path(void **state)
+{
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MAIN, relative_path);
+    assert_exited(0);
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MIGRATE, relative_path);
+    assert_exited(0);
+}
+
 /* Six arguments and a result go through the gate as they are. */
 static int map_executable(void)
 {
@@ -472,7 +489,8 @@ int main(int argc, char **argv)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_enforce),        cmocka_unit_test(test_errno),
         cmocka_unit_test(test_log),            cmocka_unit_test(test_off),
-        cmocka_unit_test(test_sorting),          cmocka_unit_test(test_executable_memory), cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_sorting),          cmocka_unit_test(test_relative_path),
+        cmocka_unit_test(test_executable_memory), cmocka_unit_test(test_requests),
         cmocka_unit_test(test_ways_out),       cmocka_unit_test(test_other_tables),
         cmocka_unit_test(test_threads),        cmocka_unit_test(test_blocked_signals),
         cmocka_unit_test(test_privileges),     cmocka_unit_test(test_files),
