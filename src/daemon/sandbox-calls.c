@@ -140,7 +140,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("seccomp", M | I | X, "new threads lock themselves in further"),
     CALL("getrusage", M, "figures for metrics"),
     WITH("prlimit64", "without a new limit", M, SANDBOX_EQUAL, 2, 0, "figures for metrics"),
-    CALL("sysinfo", M | P | X, "figures for metrics; sorting, which asks how much memory there is before it takes some"),
+    CALL("sysinfo", M | P | X, "metrics; sorting, which looks how much memory there is"),
     CALL("sched_getaffinity", M | X, "how many threads are worth it"),
 
     /* ioctl, by request. First what is frequent. */
