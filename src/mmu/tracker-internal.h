@@ -76,6 +76,8 @@ void tracker_yield(struct tracker *t);
 
 /* Take over what vCPUs noted; have them note again where it is time to. */
 void tick_sightings(struct tracker *t, uint64_t now);
+/* Whether vCPUs are to be called out of the guest for a look: nothing is known, or it is long ago. */
+bool tick_kick_due(const struct tracker *t, uint64_t now);
 /* Go on with the scan for roots, or begin one that is due. */
 void tick_scan(struct tracker *t, uint64_t now, enum tick_kind kind);
 void roots_forget(struct tracker *t);

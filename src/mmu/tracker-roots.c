@@ -107,6 +107,11 @@ static void keep_roots_in_use(struct tracker *t, uint64_t now)
         (void)mirror_root_seen(t->mirror, t->kernel_cr3, &t->kernel_paging, now);
 }
 
+bool tick_kick_due(const struct tracker *t, uint64_t now)
+{
+    return !t->signature.known || now - t->kicked_ns >= KICK_INTERVAL_NS;
+}
+
 void tick_sightings(struct tracker *t, uint64_t now)
 {
     const struct tracker_ops *ops = t->config.ops;
@@ -122,7 +127,7 @@ void tick_sightings(struct tracker *t, uint64_t now)
         }
     if (!ops->look || !t->running || now - t->asked_ns < SCAN_INTERVAL_NS)
         return;
-    kick = !t->signature.known || now - t->kicked_ns >= KICK_INTERVAL_NS;
+    kick = tick_kick_due(t, now);
     t->asked_ns = now;
     if (kick)
         t->kicked_ns = now;
@@ -191,7 +196,8 @@ void tick_scan(struct tracker *t, uint64_t now, enum tick_kind kind)
     if (!t->signature.known)
         return;
     if (!t->scanning) {
-        if (t->stats.scans && now - t->scan_ns < SCAN_INTERVAL_NS && t->settings.mode != TRACKER_ON_DEMAND)
+        if (t->stats.scans && now - t->scan_ns < SCAN_INTERVAL_NS && t->scanned_signature == t->signature.learned &&
+            t->settings.mode != TRACKER_ON_DEMAND)
             return;
         scan_begin(t, now);
     }

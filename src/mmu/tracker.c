@@ -360,14 +360,23 @@ static bool stale(const struct tracker *t, enum tracker_age age)
     return !t->running || age == TRACKER_NOW || tracker_now(t) - t->looked_ns > 2 * tick_interval(t);
 }
 
+/*
+ * Whether an answer wants to know first what vCPUs have in CR3: what ticks asked them for is as old as the last tick, and where
+ * those are rare the kernel may have made its page tables since.
+ */
+static bool wants_look(struct tracker *t, enum tracker_age age)
+{
+    if (!t->running || !t->config.ops->look_now || t->settings.mode == TRACKER_OFF || !stale(t, age))
+        return false;
+    return t->settings.mode == TRACKER_ON_DEMAND || tick_kick_due(t, tracker_now(t));
+}
+
 int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns)
 {
-    bool on_demand;
     int r = 0;
 
     tracker_relock(t);
-    on_demand = t->settings.mode == TRACKER_ON_DEMAND && t->running && t->config.ops->look_now;
-    if (on_demand) {
+    if (wants_look(t, age)) {
         tracker_unlock(t);
         t->config.ops->look_now(t->config.opaque);
         tracker_relock(t);

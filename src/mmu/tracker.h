@@ -65,7 +65,7 @@ struct tracker_ops {
     void (*look)(void *opaque, bool kick);
     /* What vCPU number `index` noted last; false: there is no such vCPU. */
     bool (*vcpu)(void *opaque, unsigned int index, struct tracker_vcpu *ret);
-    /* Have every vCPU note its registers now, and wait for that, some milliseconds at most. Without the lock. */
+    /* Have every vCPU note its registers now, and wait for that, some milliseconds at most. Without the lock, for a question. */
     void (*look_now)(void *opaque);
     void (*pressure)(void *opaque, const struct tracker_pressure *pressure);
     /* For tests: time and the CPU time of the calling thread, in ns. */
@@ -118,7 +118,8 @@ enum tracker_age {
  * ago the tables were looked at.
  *
  * Costs nothing where the last look is good enough or no vCPU ran since, else one tick and no more: the tables the source names (all
- * by re-reading), and for new roots the pages it names, or 1 GiB of memory. The CPU budget is for ticks: who asks pays.
+ * by re-reading), and for new roots the pages it names, or 1 GiB of memory; and a kick of each vCPU, every 4 s at most. The CPU
+ * budget is for ticks: who asks pays.
  */
 int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns);
 void tracker_unlock(struct tracker *t);

@@ -63,7 +63,8 @@ struct world {
     enum heard_by by;
     atomic_ullong now, cpu, activity, cost;
     struct tracker_vcpu vcpu;
-    unsigned int looks, kicks, pressures;
+    uint64_t seen_now; /* root that a vCPU is seen with in kernel mode by a look at once; 0: none */
+    unsigned int looks, kicks, looks_now, pressures;
 
     /* The guest; one edit at a time under `edit`. */
     pthread_mutex_t edit;
@@ -340,6 +341,22 @@ static bool op_vcpu(void *opaque, unsigned int index, struct tracker_vcpu *ret)
     return index == 0;
 }
 
+static void vcpu_has(struct world *w, uint64_t cr3, bool kernel)
+{
+    /* Long mode with NX. */
+    w->vcpu = (struct tracker_vcpu){
+        .cr0 = 0x80000001, .cr3 = cr3, .cr4 = 0x20, .efer = 0xd00, .kernel = kernel, .seq = w->vcpu.seq + 1};
+}
+
+static void op_look_now(void *opaque)
+{
+    struct world *w = opaque;
+
+    w->looks_now++;
+    if (w->seen_now)
+        vcpu_has(w, w->seen_now, true);
+}
+
 static void op_pressure(void *opaque, const struct tracker_pressure *pressure)
 {
     struct world *w = opaque;
@@ -351,18 +368,12 @@ static void op_pressure(void *opaque, const struct tracker_pressure *pressure)
 static const struct tracker_ops world_ops = {
     .activity = op_activity,
     .look = op_look,
+    .look_now = op_look_now,
     .vcpu = op_vcpu,
     .pressure = op_pressure,
     .now = op_now,
     .cpu_now = op_cpu_now,
 };
-
-static void vcpu_has(struct world *w, uint64_t cr3, bool kernel)
-{
-    /* Long mode with NX. */
-    w->vcpu = (struct tracker_vcpu){
-        .cr0 = 0x80000001, .cr3 = cr3, .cr4 = 0x20, .efer = 0xd00, .kernel = kernel, .seq = w->vcpu.seq + 1};
-}
 
 static void world_init(struct world *w, enum heard_by by, const struct tracker_settings *settings, uint64_t seed)
 {
@@ -970,6 +981,37 @@ static void test_loaded(void **state)
     world_clear(&w);
 }
 
+/* Ticks are rare, and what vCPUs were last asked for is of a time before the kernel had its page tables: a question asks anew. */
+static void test_question_looks(void **state)
+{
+    static struct world w;
+    uint32_t root;
+
+    world_init(&w, BY_REREAD, NULL, 1);
+    /* Something with an entry 511 that is not the kernel's. */
+    store(&w, 1500, 511, gfn_to_gpa(1501) | 0x63);
+    vcpu_has(&w, gfn_to_gpa(1500), true);
+    tracker_run(w.tracker, true);
+    w.cost = 600 * NSEC_PER_MSEC;
+    w.activity += NSEC_PER_SEC;
+    tick(&w);
+    assert_int_equal(interval(&w), 60 * NSEC_PER_SEC);
+    space_begin(&w, &root);
+    edit_entry(&w, root);
+    store(&w, root, 0, gfn_to_gpa(1100) | ENTRY_USER);
+    w.seen_now = gfn_to_gpa(KERNEL_ROOT);
+    w.now += 10 * NSEC_PER_SEC;
+    w.activity += NSEC_PER_SEC;
+    assert_true(has_root(&w, root, NULL));
+    assert_int_equal(w.looks_now, 1);
+    /* Not at every question. */
+    w.now += NSEC_PER_SEC;
+    w.activity += NSEC_PER_SEC;
+    assert_true(has_root(&w, root, NULL));
+    assert_int_equal(w.looks_now, 1);
+    world_clear(&w);
+}
+
 /* -- limits and settings ------------------------------------------------------------------------------------------------- */
 
 static void test_eviction(void **state)
@@ -1231,6 +1273,7 @@ int main(void)
         cmocka_unit_test(test_no_signature),
         cmocka_unit_test(test_reset),
         cmocka_unit_test(test_loaded),
+        cmocka_unit_test(test_question_looks),
         cmocka_unit_test(test_eviction),
         cmocka_unit_test(test_faked_roots),
         cmocka_unit_test(test_settings),
