@@ -80,8 +80,8 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("unlink", M | X, "sockets and pid file at the end"),
     CALL("unlinkat", M | X, "snapshots"),
     CALL("rmdir", M, "the runtime directory at the end"),
-    CALL("readlink", M, "the console's name; where a snapshot's kernel and disks are"),
-    CALL("getcwd", M, "where a snapshot's kernel and disks are"),
+    CALL("getcwd", M | X, "snapshots: what a relative path means"),
+    CALL("readlink", M | X, "the console's name, where a snapshot's path leads"),
     CALL("access", M, "whether a file is there"),
 
     /* Sockets. */
@@ -111,7 +111,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("munmap", ALL, "the heap, stacks"),
     CALL("mremap", ALL, "the heap"),
     CALL("madvise", ALL, "memory that is given back"),
-    CALL("mincore", M | P | X, "how much memory the bookkeeping uses"),
+    CALL("mincore", M | P | X, "how much memory the bookkeeping uses, pages of a restored guest that are there"),
 
     /* Threads, time, signals. */
     CALL("futex", ALL, "locks"),
@@ -143,7 +143,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("seccomp", M | X, "new threads lock themselves in further"),
     CALL("getrusage", M, "figures for metrics"),
     WITH("prlimit64", "without a new limit", M, SANDBOX_EQUAL, 2, 0, "figures for metrics"),
-    CALL("sysinfo", M, "figures for metrics"),
+    CALL("sysinfo", M | P | X, "metrics; sorting, which looks how much memory there is"),
     CALL("sched_getaffinity", M | X, "how many threads are worth it"),
 
     /* ioctl, by request. First what is frequent. */

@@ -466,6 +466,16 @@ bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, 
     return true;
 }
 
+void mem_resident(const struct mem *mem, pfn_t first, size_t count, uint8_t *ret)
+{
+    assert(first + count <= mem_pages(mem));
+    if (!__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE) ||
+        mincore(mem->ram + pages_to_bytes(first), pages_to_bytes(count), ret) < 0)
+        memset(ret, 1, count);
+    for (size_t i = 0; i < count; i++)
+        ret[i] &= 1;
+}
+
 /* The slot with all of [gpa, gpa + len), gpa itself among it, or NULL. Nothing here can wrap. */
 static inline const struct mem_slot *find_slot(const struct mem *mem, gpa_t gpa, uint64_t len)
 {

@@ -104,6 +104,12 @@ int mem_map_file(struct mem *mem, uint64_t offset, uint64_t len, int fd);
 bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 
 /*
+ * Which of RAM pages [first, first + count) the guest may have touched: ret[i] is 0 for one of private memory whose contents the
+ * host would have to read from the file first. All others are 1. A hint: it may change at once. Any thread.
+ */
+void mem_resident(const struct mem *mem, pfn_t first, size_t count, uint8_t *ret);
+
+/*
  * Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot.
  * len 0 is fine anywhere.
  */
