@@ -20,7 +20,13 @@ static const struct ctl_option shutdown_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option balloon_options[] = {
+    {0, "stats", "SECONDS", "read the guest's memory statistics so often (0: not any more)"},
+    END_OF_OPTIONS,
+};
+
 static const struct ctl_option console_options[] = {
+    {0, "virtio", NULL, "the second console (umbrad --virtio-console socket)"},
     {'e', "escape", "KEY", "escape key: ^] (default), ^A and the like, or none"},
     {0, "idle", "SECONDS", "end when input is over and nothing was printed for so long"},
     END_OF_OPTIONS,
@@ -133,6 +139,7 @@ const struct ctl_command ctl_commands[] = {
     {"shutdown", "[VM]", "press the power button and wait for the guest", shutdown_options, CTL_VM, 0,
      ctl_cmd_shutdown},
     {"kill", "[VM]", "end a VM at once, even one that does not answer", NULL, CTL_VM, 0, ctl_cmd_kill},
+    {"balloon", "[VM] [SIZE]", "how much memory the guest keeps, or is to keep", balloon_options, CTL_VM, 1, ctl_cmd_balloon},
     {"console", "[VM]", "the guest's serial console", console_options, CTL_VM, 0, ctl_cmd_console},
     {"stats", "[VM] [NAME]...", "KVM's statistics, by KVM's names", stats_options, CTL_VM, -1, ctl_cmd_stats},
     {"dirty start", "[VM] [CONSUMER]", "begin to log which pages are written", dirty_start_options, CTL_VM, 1,
