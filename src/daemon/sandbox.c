@@ -187,7 +187,7 @@ static int add_rules(scmp_filter_ctx ctx, enum thread_kind kind)
             log_err_errno(r, "sandbox: no rule for %s %s", sandbox_calls[i].name, sandbox_calls[i].detail);
     }
     /* Its flags are in memory, where no filter sees them: the C library then takes clone. */
-    if (r == 0 && (kind == THREAD_MAIN || kind == THREAD_MIGRATE))
+    if (r == 0 && (kind == THREAD_MAIN || kind == THREAD_IO || kind == THREAD_MIGRATE))
         r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     return r;
 }
