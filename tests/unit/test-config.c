@@ -257,7 +257,9 @@ static void test_json(void **state)
 static void test_small_devices(void **state)
 {
     char error[CONFIG_ERROR_MAX];
-    struct config c;
+    struct config c, again;
+    json_t *described;
+    const char *text;
 
     assert_int_equal(parse(&c, error, "--runtime-dir=/r", NULL), 0);
     assert_true(c.rng.on && c.rng.rate == 0);
@@ -270,6 +272,19 @@ static void test_small_devices(void **state)
     assert_true(c.balloon.on && c.balloon.reporting && c.balloon.deflate_on_oom);
     assert_true(c.virtio_console && c.virtio_console_kind == CHARDEV_FILE);
     assert_string_equal(c.virtio_console_path, "/x");
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--kernel=/k", "--rng=on,rate=100000", "--balloon",
+                           "on,deflate-on-oom", "--virtio-console=file:/x", NULL),
+                     0);
+    described = config_describe(&c);
+    text = json_object_to_json_string(described);
+    assert_int_equal(parse_text(&again, text, error), 0);
+    assert_true(again.rng.on && again.rng.rate == 100000);
+    assert_true(again.balloon.on && again.balloon.deflate_on_oom && !again.balloon.reporting);
+    /* That there is one, not where it goes. */
+    assert_true(again.virtio_console && again.virtio_console_kind == CHARDEV_SOCKET && !again.virtio_console_path);
+    json_object_put(described);
+    config_clear(&again);
     config_clear(&c);
     /* The last one counts, all of it. */
     assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--rng=on,rate=64K", "--rng=on", "--balloon=on,deflate-on-oom",
