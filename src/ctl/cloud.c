@@ -396,9 +396,13 @@ static int fill_args(struct cloud *c)
 
 static int open_draft(struct cloud *c, const char *state_dir)
 {
-    if (snprintf(c->dir, sizeof(c->dir), "%.3800s/%s", state_dir, c->name) >= PATH_MAX ||
-        snprintf(c->draft, sizeof(c->draft), "%.3800s/.%s.XXXXXX", state_dir, c->name) >= PATH_MAX)
-        return failed(state_dir, -ENAMETOOLONG);
+    /* Whole, because the tools run elsewhere and the configuration file is read elsewhere. */
+    _cleanup_free_ char *real = realpath(state_dir, NULL);
+
+    if (!real || strlen(real) > 3700)
+        return failed(state_dir, real ? -ENAMETOOLONG : -errno);
+    snprintf(c->dir, sizeof(c->dir), "%.3800s/%s", real, c->name);
+    snprintf(c->draft, sizeof(c->draft), "%.3800s/.%s.XXXXXX", real, c->name);
     /* An empty one is what a service manager leaves. */
     if (rmdir(c->dir) < 0 && errno != ENOENT) {
         c->draft[0] = '\0';

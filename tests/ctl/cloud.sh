@@ -72,6 +72,14 @@ is "$status $(jq -c '[.kernel, .initrd, .cmdline]' "$etc/web.json")" '0 ["/k","/
 is "$(left)" "etc/web.json state,1/web state,1/web/root.img state,1/web/seed.iso " "then none is taken out"
 rm -r "$state/web" "$etc/web.json"
 
+# Names of directories that count from here
+cd "$tap_dir" || bail "no directory"
+state=state,1 v web --cloud-image disk.raw --user-data user
+is "$status $(jq -r .kernel "$etc/web.json")" "0 $state/web/vmlinuz" "relative names"
+rm -r "$state/web" "$etc/web.json"
+state=state,2 v web --cloud-image "$img" --user-data "$tap_dir/user"
+refused 'state,2: No such file' "no state directory"
+
 # What can be wrong
 v web --cloud-image "$img"
 refused 'wants --user-data' "no user data"
