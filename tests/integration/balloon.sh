@@ -67,10 +67,19 @@ check "and how often" test "$(qmp em query-balloon | jq '."guest-stats-polling-i
 "$VMCTL" --runtime-dir "$run" balloon --stats 0 em
 vm_run em 'dd if=/dev/urandom of=/tmp/big bs=1M count=4; dd if=/dev/zero of=/tmp/large bs=1M count=20; sha256sum /tmp/big >/tmp/sum' 120
 before=$(allocated "$pid")
+mkfifo "$tap_dir/hold"
+exec {hold}<>"$tap_dir/hold"
+"$VMCTL" --runtime-dir "$run" qmp em <&"$hold" >"$tap_dir/events" 2>/dev/null &
+on_exit vm_kill $!
+printf '{"execute":"query-name"}\n' >&"$hold"
+check "somebody listens to events" wait_for_line "$tap_dir/events" '"name"' 20
+begun=$SECONDS
 check "half of its memory is asked for" "$VMCTL" --runtime-dir "$run" balloon em 128M
 check "and given" wait_until 60 keeps em 128
 after=$(allocated "$pid")
 diag "allocated on the host: full $full MiB, before the balloon $before MiB, after $after MiB"
+check "an event tells where it has led to" wait_for_line "$tap_dir/events" "BALLOON_CHANGE.*\"actual\": ?$((128 << 20))" 20
+check "at most one a second" test "$(grep -c BALLOON_CHANGE "$tap_dir/events")" -le $((SECONDS - begun + 2))
 check "the host's share follows" test "$after" -le 129
 vm_run em 'sha256sum -c /tmp/sum && rm /tmp/big /tmp/large' 30
 is $? 0 "the guest still has its file, and works on"
