@@ -109,4 +109,15 @@ is $? 0 "a flood"
 check "does not hold the guest up, and its end is there" wait_for_line "$tap_dir/hvc0" 'end-of-it$' 30
 check "and it is counted" test "$(disk_stat em virtio_console_out_bytes)" -ge 4194304
 check "no device was misused" test "$(qmp em query-balloon | jq '."needs-reset"')" = false
+
+# Huge pages go back whole: the unit test, where there are such pages
+pages=/proc/sys/vm/nr_hugepages
+had=$(cat $pages)
+on_exit eval "echo $had >$pages"
+if echo $((had + 8)) 2>/dev/null >$pages && [ "$(cat $pages)" -ge 8 ]; then
+    CMOCKA_MESSAGE_OUTPUT=TAP "$UMBRA_BUILD/tests/unit/test-vballoon" >"$tap_dir/huge" 2>&1
+    like "$(grep test_huge "$tap_dir/huge")" '^ok [0-9]+ - test_huge$' "a huge page goes back when all of it is in the balloon"
+else
+    skip "no huge pages on this host"
+fi
 done_testing
