@@ -118,6 +118,6 @@ if echo $((had + 8)) 2>/dev/null >$pages && [ "$(cat $pages)" -ge 8 ]; then
     CMOCKA_MESSAGE_OUTPUT=TAP "$UMBRA_BUILD/tests/unit/test-vballoon" >"$tap_dir/huge" 2>&1
     like "$(grep test_huge "$tap_dir/huge")" '^ok [0-9]+ - test_huge$' "a huge page goes back when all of it is in the balloon"
 else
-    skip "no huge pages on this host"
+    skip "a huge page goes back when all of it is in the balloon" "no huge pages on this host"
 fi
 done_testing
