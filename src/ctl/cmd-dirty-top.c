@@ -215,15 +215,14 @@ static const char *hottest_text(const struct row *row, char *buf, size_t len)
 
 static void draw_row(const struct top_view *v, struct table *t, const struct row *row)
 {
-    char count[FMT_MAX], rate[FMT_MAX], share[FMT_MAX], hot[100], pid_text[24] = "", root[24] = "";
+    char count[FMT_MAX], rate[FMT_MAX], share[FMT_MAX], hot[100], root[24] = "";
     const char *comm = row->kernel ? "(kernel)" : "";
     uint64_t pid = 0;
+    bool named = row_process(row, &pid, &comm);
 
-    if (row_process(row, &pid, &comm))
-        snprintf(pid_text, sizeof(pid_text), "%llu", (unsigned long long)pid);
     if (!row->kernel)
         snprintf(root, sizeof(root), "0x%09llx", (unsigned long long)row->root);
-    table_cell(t, "%s", pid_text);
+    table_cell_number(t, named, pid);
     table_cell(t, "%s", comm);
     table_cell(t, "%s", root);
     table_cell(t, "%s", fmt_count((uint64_t)(per_second(v, row->pages) + 0.5), true, count, sizeof(count)));

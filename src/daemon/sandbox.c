@@ -165,13 +165,13 @@ static int add_rule(scmp_filter_ctx ctx, const struct sandbox_call *c)
     case SANDBOX_REQUEST:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, UINT32_MAX, c->value));
     case SANDBOX_EQUAL:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, c->value));
+        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, c->value, 0));
     case SANDBOX_NONE_OF:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, 0));
     case SANDBOX_ALL_OF:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, c->value));
     case SANDBOX_OWN_PID:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, (uint64_t)getpid()));
+        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, (uint64_t)getpid(), 0));
     }
     return -EINVAL;
 }
@@ -187,7 +187,7 @@ static int add_rules(scmp_filter_ctx ctx, enum thread_kind kind)
             log_err_errno(r, "sandbox: no rule for %s %s", sandbox_calls[i].name, sandbox_calls[i].detail);
     }
     /* Its flags are in memory, where no filter sees them: the C library then takes clone. */
-    if (r == 0 && (kind == THREAD_MAIN || kind == THREAD_IO || kind == THREAD_MIGRATE))
+    if (r == 0 && (kind == THREAD_MAIN || kind == THREAD_MIGRATE))
         r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     return r;
 }
