@@ -95,6 +95,9 @@ qmp em cont >/dev/null
 check "and answers when it runs" wait_until 60 keeps em 200
 
 # The second console
+exits() {
+    qmp em query-stats '{"target": "vcpu", "providers": [{"provider": "umbra", "names": ["exits"]}]}' | jq '[.[].stats[].value] | add'
+}
 mkfifo "$tap_dir/em.in2"
 exec {hvc}<>"$tap_dir/em.in2"
 socat - "UNIX-CONNECT:$run/em/virtio-console.sock" <&"$hvc" >"$tap_dir/hvc0" 2>/dev/null &
@@ -104,9 +107,13 @@ check "text comes out of hvc0" wait_for_line "$tap_dir/hvc0" '^over-hvc0' 20
 echo typed-here >&"$hvc"
 vm_run em 'i=0; until grep -q typed-here /tmp/got || [ $i -ge 100 ]; do sleep 0.1; i=$((i + 1)); done; [ $i -lt 100 ]' 60
 is $? 0 "text gets into it"
+before=$(exits)
 vm_run em 'dd if=/dev/zero of=/dev/hvc0 bs=64k count=64; echo; echo end-of-it >/dev/hvc0' 120
 is $? 0 "a flood"
 check "does not hold the guest up, and its end is there" wait_for_line "$tap_dir/hvc0" 'end-of-it$' 30
+after=$(exits)
+diag "4 MiB to hvc0: $((after - before)) exits to umbrad"
+check "in less than an exit a KiB" test $((after - before)) -lt 4096
 check "and it is counted" test "$(disk_stat em virtio_console_out_bytes)" -ge 4194304
 check "no device was misused" test "$(qmp em query-balloon | jq '."needs-reset"')" = false
 
