@@ -620,6 +620,42 @@ int mem_discard(struct mem *mem)
     return r;
 }
 
+int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len)
+{
+    uint64_t page = mem->hugepages ? MEM_HUGE_PAGE_SIZE : GUEST_PAGE_SIZE;
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->alias), start, end;
+    int r = 0;
+
+    assert(offset <= mem->size && len <= mem->size - offset);
+    start = align_up(offset, page);
+    end = align_down(offset + len, page);
+    if (start >= end)
+        return 0;
+    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE)) {
+        if (madvise(mem->ram + start, end - start, MADV_DONTNEED) < 0)
+            r = -errno;
+    } else if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(end - start)) < 0) {
+        r = -errno;
+    }
+    /* Afterwards, so that whoever copies what is noted copies zeros; also on failure: a part may be gone. */
+    note_range(mem, start, end - start);
+    return r < 0 ? r : (int64_t)(end - start);
+}
+
+bool mem_given_is_zero(const struct mem *mem)
+{
+    return !__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE);
+}
+
+int64_t mem_allocated(const struct mem *mem)
+{
+    struct stat st;
+
+    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE))
+        return -ENOTSUP;
+    return fstat(mem->fd, &st) < 0 ? -errno : (int64_t)st.st_blocks * 512;
+}
+
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret)
 {
     for (unsigned int i = 0; i < mem->slot_count; i++) {

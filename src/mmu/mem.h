@@ -136,6 +136,16 @@ void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len);
  */
 int mem_discard(struct mem *mem);
 
+/*
+ * Give memory back to the host that the guest has no use for: those whole pages (huge ones, where memory has them) that lie in
+ * a range which mem_ptr gave out. They are zeros afterwards and count as written, but private memory shows its file again
+ * (mem_given_is_zero). The number of bytes, or -errno of fallocate or madvise, when a part may be gone. Any thread.
+ */
+int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len);
+bool mem_given_is_zero(const struct mem *mem);
+/* Bytes of guest memory that the host has allocated (the RAM file's), or -errno; -ENOTSUP while memory is private. */
+int64_t mem_allocated(const struct mem *mem);
+
 /* Converters; mem_gfn_to_pfn gives false outside of RAM, mem_pfn_to_gfn wants pfn < mem_pages. */
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret);
 gfn_t mem_pfn_to_gfn(const struct mem *mem, pfn_t pfn);

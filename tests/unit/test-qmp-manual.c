@@ -81,6 +81,7 @@ static void test_manual_events(void **state)
         const char *file, *call;
     } sources[] = {
         {"src/daemon/machine.c", "emit(m, \""},
+        {"src/daemon/machine-balloon.c", "emit(m, \""},
         {"src/daemon/migration.c", "observer.opaque, \""},
         {"src/daemon/qmp-snapshot.c", "qmp_server_event(q->server, \""},
     };
