@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "device/devices.h"
 #include "device/io-thread.h"
+#include "device/virtio/net.h"
 
 struct entry {
     enum machine_device kind;
@@ -21,6 +22,7 @@ struct entry {
 struct machine_devices {
     const struct config *config;
     struct chardev *console;
+    struct net_backend *const *nets;
     struct io_thread *io; /* NULL: no device wants one */
     struct entry *entries;
     unsigned int count;
@@ -31,6 +33,7 @@ struct making {
     const struct config *config;
     const struct device_env *env;
     struct chardev *console;
+    struct net_backend *const *nets;
     unsigned int index; /* among those of the kind */
     unsigned int slot;  /* virtio-mmio's, of a virtio device */
 };
@@ -84,6 +87,23 @@ static unsigned int count_disks(const struct config *c)
     return c->disk_count;
 }
 
+static int create_net(const struct making *m, struct device **ret)
+{
+    const struct net_config *net = &m->config->nets[m->index];
+    struct vnet_config config = {.backend = m->nets[m->index], .mtu = net->mtu};
+
+    if (net->set_mac)
+        memcpy(config.mac, net->mac, NET_MAC_LEN);
+    else
+        net_default_mac(m->config->name, m->index, config.mac);
+    return vnet_create(m->env, &config, m->index, m->slot, ret);
+}
+
+static unsigned int count_nets(const struct config *c)
+{
+    return c->net_count;
+}
+
 static const struct row table[DEVICE_KINDS] = {
     [DEVICE_SERIAL] = {"serial port", false, NULL, create_serial},
     [DEVICE_I8042] = {"keyboard controller", false, NULL, create_i8042},
@@ -91,6 +111,7 @@ static const struct row table[DEVICE_KINDS] = {
     [DEVICE_ACPI_PM] = {"ACPI power", false, NULL, create_acpi_pm},
     [DEVICE_TEST] = {"test device", false, count_testdev, create_testdev},
     [DEVICE_DISK] = {"disk", true, count_disks, create_disk},
+    [DEVICE_NET] = {"network card", true, count_nets, create_net},
 };
 
 static unsigned int count_of(const struct config *config, enum machine_device kind)
@@ -141,7 +162,7 @@ static int create(struct machine_devices *d, enum machine_device kind, struct ma
 
 static int create_all(struct machine_devices *d, const struct device_env *env)
 {
-    struct making making = {.config = d->config, .env = env, .console = d->console};
+    struct making making = {.config = d->config, .env = env, .console = d->console, .nets = d->nets};
 
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         for (making.index = 0; making.index < count_of(d->config, kind); making.index++) {
@@ -166,7 +187,7 @@ static int start_io(struct machine_devices *d)
 }
 
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct machine_devices **ret)
+                        struct net_backend *const *nets, struct machine_devices **ret)
 {
     struct machine_devices *d = calloc(1, sizeof(*d));
     struct device_env with_io = *env;
@@ -177,6 +198,7 @@ int machine_devices_new(const struct config *config, const struct device_env *en
         return -ENOMEM;
     d->config = config;
     d->console = console;
+    d->nets = nets;
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         n += count_of(config, kind);
     d->entries = calloc(n, sizeof(*d->entries));

@@ -18,17 +18,18 @@ enum machine_device {
     DEVICE_ACPI_PM,
     DEVICE_TEST,
     DEVICE_DISK,
+    DEVICE_NET,
     DEVICE_KINDS,
 };
 
 struct machine_devices;
 
 /*
- * Make them all; -errno, logged. env without `io`: a thread is started if a device wants one. `console` and what env points
- * to must outlive them. They are quiet until machine_devices_resume.
+ * Make them all; -errno, logged. env without `io`: a thread is started if a device wants one. `console`, what env points
+ * to, and `nets` (one for each of the configuration, open) must outlive them. They are quiet until machine_devices_resume.
  */
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct machine_devices **ret);
+                        struct net_backend *const *nets, struct machine_devices **ret);
 /* NULL is fine. */
 void machine_devices_free(struct machine_devices *d);
 

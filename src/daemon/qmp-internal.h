@@ -54,6 +54,8 @@ json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
 json_t *qmp_query_block(struct qmp_request *req);
+json_t *qmp_query_net(struct qmp_request *req);
+json_t *qmp_set_link(struct qmp_request *req);
 json_t *qmp_mmu_set(struct qmp_request *req);
 json_t *qmp_mmu_verify(struct qmp_request *req);
 json_t *qmp_query_mmu(struct qmp_request *req);

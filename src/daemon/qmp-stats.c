@@ -14,6 +14,7 @@
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/net.h"
 #include "mmu/dirty.h"
 #include "vcpu/bus.h"
 #include "vcpu/stats.h"
@@ -47,6 +48,7 @@ struct vm_counters {
     struct dirty_stats dirty;
     uint64_t bus_unclaimed;
     struct vblk_counters disks; /* of all of them */
+    struct vnet_counters nets;
     uint64_t mmu_tables, mmu_entries, mmu_spaces, mmu_memory, mmu_flooded, mmu_incomplete;
     struct tracker_stats mmu;
 };
@@ -75,6 +77,15 @@ static const struct own_stat vm_stats[] = {
     OWN("disk_kicks", struct vm_counters, disks.kicks),
     OWN("disk_interrupts", struct vm_counters, disks.interrupts),
     OWN("disk_misuses", struct vm_counters, disks.misuses),
+    OWN("net_rx_packets", struct vm_counters, nets.rx_packets),
+    {{.name = "net_rx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.rx_bytes)},
+    OWN("net_rx_dropped", struct vm_counters, nets.rx_dropped),
+    OWN("net_tx_packets", struct vm_counters, nets.tx_packets),
+    {{.name = "net_tx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.tx_bytes)},
+    OWN("net_tx_dropped", struct vm_counters, nets.tx_dropped),
+    OWN("net_kicks", struct vm_counters, nets.kicks),
+    OWN("net_interrupts", struct vm_counters, nets.interrupts),
+    OWN("net_misuses", struct vm_counters, nets.misuses),
     OWN("dirty_harvests", struct vm_counters, dirty.harvests),
     {{.name = "dirty_harvest_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1},
      offsetof(struct vm_counters, dirty.harvest_ns)},
@@ -213,19 +224,37 @@ static void add_value(json_t *list, const struct wanted *w, const struct stats_d
     json_push(list, stat);
 }
 
+static void add_up(void *sum, const void *counters, size_t size)
+{
+    for (size_t i = 0; i < size / sizeof(uint64_t); i++)
+        ((uint64_t *)sum)[i] += ((const uint64_t *)counters)[i];
+}
+
 static void sum_disks(struct machine *machine, struct vblk_counters *ret)
 {
-    uint64_t *sum = (uint64_t *)ret;
     struct device *disk;
 
-    static_assert(sizeof(*ret) % sizeof(*sum) == 0, "all of them are counters");
+    static_assert(sizeof(*ret) % sizeof(uint64_t) == 0, "all of them are counters");
     memset(ret, 0, sizeof(*ret));
     for (unsigned int i = 0; (disk = machine_disk(machine, i)); i++) {
         struct vblk_info info;
 
         vblk_info(disk, &info);
-        for (size_t j = 0; j < sizeof(*ret) / sizeof(*sum); j++)
-            sum[j] += ((const uint64_t *)&info.counters)[j];
+        add_up(ret, &info.counters, sizeof(*ret));
+    }
+}
+
+static void sum_nets(struct machine *machine, struct vnet_counters *ret)
+{
+    struct device *net;
+
+    static_assert(sizeof(*ret) % sizeof(uint64_t) == 0, "all of them are counters");
+    memset(ret, 0, sizeof(*ret));
+    for (unsigned int i = 0; (net = machine_net(machine, i)); i++) {
+        struct vnet_info info;
+
+        vnet_info(net, &info);
+        add_up(ret, &info.counters, sizeof(*ret));
     }
 }
 
@@ -257,6 +286,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
         dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
         sum_disks(s->machine, &of_vm.disks);
+        sum_nets(s->machine, &of_vm.nets);
         read_mmu(s, &of_vm);
     } else {
         vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);
