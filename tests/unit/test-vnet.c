@@ -918,6 +918,63 @@ static void test_stream_send(void **state)
     peer = dup(0);
 }
 
+/* -- a tap -------------------------------------------------------------------- */
+
+static short events_of(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    assert_true(poll(&p, 1, 0) >= 0);
+    return p.revents;
+}
+
+static void test_tap(void **state)
+{
+    struct net_config config = {.kind = NET_TAP, .queues = 2};
+    uint8_t frame[NET_HEADER + 60] = {0}, got[2048];
+    const struct iovec out = {.iov_base = frame, .iov_len = sizeof(frame)};
+    const struct iovec in = {.iov_base = got, .iov_len = sizeof(got)};
+    struct net_backend *b, *other;
+
+    /* Not everybody may make one. */
+    if (net_backend_open(&config, &b) < 0)
+        skip();
+    assert_int_equal(b->pairs, 2);
+    assert_true(*b->name);
+    assert_int_equal(b->ops->set_offloads(b, V1), 0);
+    assert_int_equal(b->ops->set_offloads(b, F(VIRTIO_NET_F_GUEST_CSUM) | F(VIRTIO_NET_F_GUEST_TSO4) |
+                                                 F(VIRTIO_NET_F_GUEST_TSO6) | F(VIRTIO_NET_F_GUEST_ECN)), 0);
+    /* What a driver should not take is not passed on, where the kernel would refuse it. */
+    assert_int_equal(b->ops->set_offloads(b, F(VIRTIO_NET_F_GUEST_TSO4)), 0);
+    assert_int_equal(b->ops->set_offloads(b, F(VIRTIO_NET_F_GUEST_CSUM) | F(VIRTIO_NET_F_GUEST_ECN)), 0);
+    memset(frame + NET_HEADER, 0xff, 6);
+    frame[NET_HEADER + 6] = 2;
+    assert_int_equal(b->ops->send(b, 1, &out, 1), 0);
+    /* A header that makes no sense is refused, and nothing else happens. */
+    frame[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    frame[6] = 0xff;
+    frame[7] = 0xff;
+    assert_true(b->ops->send(b, 0, &out, 1) < 0);
+    frame[0] = 0;
+    /* A queue that is not used has nothing to say. */
+    assert_int_equal(b->ops->set_pairs(b, 1), 0);
+    assert_int_equal(events_of(b->fds[1]) & (POLLERR | POLLHUP), 0);
+    assert_int_equal(b->ops->set_pairs(b, 2), 0);
+    b->ops->set_carrier(b, false);
+    b->ops->set_carrier(b, true);
+    while (b->ops->receive(b, 0, &in, 1) > 0)
+        continue;
+    assert_int_equal(b->ops->receive(b, 0, &in, 1), -EAGAIN);
+    /* Passed on as descriptors. */
+    config = (struct net_config){.kind = NET_FD, .queues = 2, .fds = {dup(b->fds[0]), dup(b->fds[1])}};
+    assert_int_equal(net_backend_open(&config, &other), 0);
+    assert_string_equal(other->name, b->name);
+    net_backend_close(other);
+    config = (struct net_config){.kind = NET_FD, .queues = 1, .fds = {peer}};
+    assert_int_equal(net_backend_open(&config, &other), -EINVAL);
+    net_backend_close(b);
+}
+
 /* -- with the I/O thread ------------------------------------------------------ */
 
 static bool wait_until(bool (*what)(void))
@@ -1023,6 +1080,7 @@ int main(void)
         TEST(test_bad_state),
         TEST(test_io_thread),
         cmocka_unit_test(test_default_mac),
+        cmocka_unit_test_setup_teardown(test_tap, stream_setup, stream_teardown),
         cmocka_unit_test_setup_teardown(test_stream_receive, stream_setup, stream_teardown),
         cmocka_unit_test_setup_teardown(test_stream_lies, stream_setup, stream_teardown),
         cmocka_unit_test_setup_teardown(test_stream_send, stream_setup, stream_teardown),
