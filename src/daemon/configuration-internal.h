@@ -29,5 +29,9 @@ int config_read_snapshot(struct config *c, char *error);
 int config_add_disk(struct config *c, const char *value, char *error);
 int config_add_net(struct config *c, const char *value, char *error);
 void config_clear_net(struct net_config *net);
+int config_set_rng(struct config *c, const char *value, char *error);
+int config_set_balloon(struct config *c, const char *value, char *error);
+int config_set_console(struct config *c, const char *value, char *error);
+int config_set_virtio_console(struct config *c, const char *value, char *error);
 
 #endif

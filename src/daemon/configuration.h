@@ -11,7 +11,9 @@
 #include "base/log.h"
 #include "device/chardev.h"
 #include "device/net-backend.h"
+#include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/rng.h"
 #include "mmu/dirty.h"
 #include "vcpu/cpuid.h"
 #include "mmu/tracker.h"
@@ -69,6 +71,11 @@ struct config {
     struct net_config nets[CONFIG_MAX_NETS];
     unsigned int net_count;
     unsigned int net_inherited; /* the first of them, which a snapshot brought: named anew they go */
+    struct vrng_config rng;
+    struct vballoon_config balloon;
+    bool virtio_console;
+    enum chardev_kind virtio_console_kind;
+    char *virtio_console_path; /* file:PATH */
     enum config_paging paging;
     enum dirty_backend dirty_log;
     unsigned int page_limit_share; /* percent */

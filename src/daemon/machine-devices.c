@@ -12,6 +12,9 @@
 #include "device/devices.h"
 #include "device/io-thread.h"
 #include "device/virtio/net.h"
+#include "device/virtio/balloon.h"
+#include "device/virtio/console.h"
+#include "device/virtio/rng.h"
 
 struct entry {
     enum machine_device kind;
@@ -21,7 +24,7 @@ struct entry {
 
 struct machine_devices {
     const struct config *config;
-    struct chardev *console;
+    struct chardev *console, *virtio_console;
     struct net_backend *const *nets;
     struct io_thread *io; /* NULL: no device wants one */
     struct entry *entries;
@@ -32,7 +35,7 @@ struct machine_devices {
 struct making {
     const struct config *config;
     const struct device_env *env;
-    struct chardev *console;
+    struct chardev *console, *virtio_console;
     struct net_backend *const *nets;
     unsigned int index; /* among those of the kind */
     unsigned int slot;  /* virtio-mmio's, of a virtio device */
@@ -104,6 +107,36 @@ static unsigned int count_nets(const struct config *c)
     return c->net_count;
 }
 
+static int create_rng(const struct making *m, struct device **ret)
+{
+    return vrng_create(m->env, &m->config->rng, m->slot, ret);
+}
+
+static unsigned int count_rng(const struct config *c)
+{
+    return c->rng.on;
+}
+
+static int create_balloon(const struct making *m, struct device **ret)
+{
+    return vballoon_create(m->env, &m->config->balloon, m->slot, ret);
+}
+
+static unsigned int count_balloon(const struct config *c)
+{
+    return c->balloon.on;
+}
+
+static int create_virtio_console(const struct making *m, struct device **ret)
+{
+    return vconsole_create(m->env, m->virtio_console, m->slot, ret);
+}
+
+static unsigned int count_virtio_console(const struct config *c)
+{
+    return c->virtio_console;
+}
+
 static const struct row table[DEVICE_KINDS] = {
     [DEVICE_SERIAL] = {"serial port", false, NULL, create_serial},
     [DEVICE_I8042] = {"keyboard controller", false, NULL, create_i8042},
@@ -112,6 +145,9 @@ static const struct row table[DEVICE_KINDS] = {
     [DEVICE_TEST] = {"test device", false, count_testdev, create_testdev},
     [DEVICE_DISK] = {"disk", true, count_disks, create_disk},
     [DEVICE_NET] = {"network card", true, count_nets, create_net},
+    [DEVICE_RNG] = {"random numbers", true, count_rng, create_rng},
+    [DEVICE_BALLOON] = {"balloon", true, count_balloon, create_balloon},
+    [DEVICE_VIRTIO_CONSOLE] = {"virtio console", true, count_virtio_console, create_virtio_console},
 };
 
 static unsigned int count_of(const struct config *config, enum machine_device kind)
@@ -162,7 +198,8 @@ static int create(struct machine_devices *d, enum machine_device kind, struct ma
 
 static int create_all(struct machine_devices *d, const struct device_env *env)
 {
-    struct making making = {.config = d->config, .env = env, .console = d->console, .nets = d->nets};
+    struct making making = {.config = d->config, .env = env, .console = d->console,
+                             .virtio_console = d->virtio_console, .nets = d->nets};
 
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         for (making.index = 0; making.index < count_of(d->config, kind); making.index++) {
@@ -187,7 +224,7 @@ static int start_io(struct machine_devices *d)
 }
 
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct net_backend *const *nets, struct machine_devices **ret)
+                        struct chardev *virtio_console, struct net_backend *const *nets, struct machine_devices **ret)
 {
     struct machine_devices *d = calloc(1, sizeof(*d));
     struct device_env with_io = *env;
@@ -199,6 +236,7 @@ int machine_devices_new(const struct config *config, const struct device_env *en
     d->config = config;
     d->console = console;
     d->nets = nets;
+    d->virtio_console = virtio_console;
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         n += count_of(config, kind);
     d->entries = calloc(n, sizeof(*d->entries));

@@ -13,8 +13,11 @@
 #include "base/util.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
+#include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/net.h"
+#include "device/virtio/console.h"
+#include "device/virtio/rng.h"
 #include "mmu/dirty.h"
 #include "vcpu/bus.h"
 #include "vcpu/stats.h"
@@ -49,6 +52,9 @@ struct vm_counters {
     uint64_t bus_unclaimed;
     struct vblk_counters disks; /* of all of them */
     struct vnet_counters nets;
+    struct vballoon_info balloon; /* zeros where there is none, as the next two */
+    struct vrng_counters rng;
+    struct vconsole_counters console;
     uint64_t mmu_tables, mmu_entries, mmu_spaces, mmu_memory, mmu_flooded, mmu_incomplete;
     struct tracker_stats mmu;
 };
@@ -62,7 +68,23 @@ struct own_stat {
 
 #define NOW(name_, type_, field_) {{.name = name_, .type = STATS_INSTANT, .count = 1}, offsetof(type_, field_)}
 
+#define BYTES(name_, type_, field_)                                                                              \
+    {{.name = name_, .type = STATS_CUMULATIVE, .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(type_, field_)}
+
 static const struct own_stat vm_stats[] = {
+    {{.name = "balloon_memory", .type = STATS_INSTANT, .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, balloon.memory)},
+    OWN("balloon_inflated_pages", struct vm_counters, balloon.counters.inflated),
+    OWN("balloon_deflated_pages", struct vm_counters, balloon.counters.deflated),
+    BYTES("balloon_reported_bytes", struct vm_counters, balloon.counters.reported_bytes),
+    BYTES("balloon_given_back_bytes", struct vm_counters, balloon.counters.given_back_bytes),
+    OWN("balloon_ignored", struct vm_counters, balloon.counters.ignored),
+    OWN("balloon_failures", struct vm_counters, balloon.counters.failures),
+    BYTES("rng_bytes", struct vm_counters, rng.bytes),
+    OWN("rng_waits", struct vm_counters, rng.waits),
+    BYTES("virtio_console_in_bytes", struct vm_counters, console.in_bytes),
+    BYTES("virtio_console_out_bytes", struct vm_counters, console.out_bytes),
+    OWN("virtio_console_waits", struct vm_counters, console.waits),
     OWN("bus_unclaimed", struct vm_counters, bus_unclaimed),
     OWN("disk_reads", struct vm_counters, disks.reads),
     {{.name = "disk_read_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
@@ -258,6 +280,19 @@ static void sum_nets(struct machine *machine, struct vnet_counters *ret)
     }
 }
 
+static void read_small_devices(struct machine *machine, struct vm_counters *ret)
+{
+    memset(&ret->balloon, 0, sizeof(ret->balloon));
+    memset(&ret->rng, 0, sizeof(ret->rng));
+    memset(&ret->console, 0, sizeof(ret->console));
+    if (machine_balloon(machine))
+        vballoon_info(machine_balloon(machine), &ret->balloon);
+    if (machine_rng(machine))
+        vrng_counters(machine_rng(machine), &ret->rng);
+    if (machine_virtio_console(machine))
+        vconsole_counters(machine_virtio_console(machine), &ret->console);
+}
+
 static void read_mmu(struct qmp_stats *s, struct vm_counters *ret)
 {
     const struct mirror_stats *m = &ret->mmu.mirror;
@@ -287,6 +322,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
         sum_disks(s->machine, &of_vm.disks);
         sum_nets(s->machine, &of_vm.nets);
+        read_small_devices(s->machine, &of_vm);
         read_mmu(s, &of_vm);
     } else {
         vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);
