@@ -253,7 +253,7 @@ static void vnet_reset(struct virtio_dev *v)
     n->used_pairs = 1;
     n->announce = false;
     if (n->restored.valid) {
-        /* What arrives is put in place by a reset that comes before its queues. */
+        /* What arrives, before its queues: the core does not reset a device that is restored. */
         n->restored.valid = false;
         n->used_pairs = n->restored.used_pairs;
         n->link_wanted = n->restored.link_wanted;
@@ -311,6 +311,7 @@ static int vnet_restore(struct virtio_dev *v, struct state_reader *r, const stru
     n->restored.used_pairs = (uint16_t)used;
     n->restored.link_wanted = link;
     n->restored.valid = true;
+    vnet_reset(v);
     return 0;
 }
 
