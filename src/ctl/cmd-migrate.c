@@ -113,7 +113,10 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
 static void show(const struct ctl *ctl, const json_t *report)
 {
     uint64_t total = number_in(report, "ram", "total"), remaining = number_in(report, "ram", "remaining");
-    char rate[FMT_MAX], left[FMT_MAX], expected[64] = "";
+    char rate[FMT_MAX], left[FMT_MAX], expected[320] = "";
+    const char *who = NULL;
+    uint64_t throttle;
+    size_t at;
     json_t *forecast = NULL, *ram = NULL, *v;
     bool converges = true;
     double mbps = 0;
@@ -124,6 +127,15 @@ static void show(const struct ctl *ctl, const json_t *report)
         json_get_bool(forecast, "converges", &converges);
         snprintf(expected, sizeof(expected), converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
                  (unsigned long long)number(forecast, "downtime"));
+        if (!converges && json_get_str(forecast, "who", &who) == 0) {
+            at = strlen(expected);
+            snprintf(expected + at, sizeof(expected) - at, ", written by %.120s", who);
+        }
+    }
+    throttle = number(report, "cpu-throttle-percentage");
+    if (throttle) {
+        at = strlen(expected);
+        snprintf(expected + at, sizeof(expected) - at, ", %llu %% of its time taken", (unsigned long long)throttle);
     }
     progress("%s: %s, round %llu, %s of %llu MiB left, %s, %llu pages/s written%s", ctl->vm, status_of(report),
              (unsigned long long)number_in(report, "ram", "dirty-sync-count"), size_format(remaining, left, sizeof(left)),

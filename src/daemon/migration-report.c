@@ -27,6 +27,7 @@ static void add_ram(json_t *to, const struct mig_report *r)
     json_add_u64(ram, "multifd-bytes", r->channels > 1 ? r->transferred : 0);
     json_add_u64(ram, "precopy-bytes", r->transferred);
     json_add_u64(ram, "held-back", r->held);
+    json_add_u64(ram, "held-back-tables", r->held_tables);
     json_add(to, "ram", ram);
 }
 
@@ -96,6 +97,8 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
         json_add_u64(o, "expected-downtime", r->expected_downtime_ns / NSEC_PER_MSEC);
     if (r->why[0])
         json_add_str(o, "error-desc", r->why);
+    if (r->throttle)
+        json_add_u64(o, "cpu-throttle-percentage", r->throttle);
     json_add_bool(o, "local", r->local);
     json_add_u64(o, "channels", r->channels);
     add_ram(o, r);

@@ -11,6 +11,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "daemon/machine-state.h"
+#include "daemon/migration-guest.h"
 #include "daemon/migration-internal.h"
 #include "migrate/target.h"
 #include "vcpu/vm.h"
@@ -39,6 +40,8 @@ struct migration {
     struct kept_fd fds[MIGRATION_MAX_FDS];
     unsigned int fd_count;
     uint64_t stall_ns;
+    struct migration_throttle throttle;
+    gpa_t writer; /* root of the address space that wrote the most when it was asked last */
     bool source_ended; /* its end was told: it needs the main loop no more */
     bool local;
 
@@ -240,12 +243,59 @@ static void source_changed(void *opaque, bool round)
     (void)on_main(opaque, round ? source_round : source_status, NULL);
 }
 
+struct who_arg {
+    const struct page_set *pages;
+    struct page_set *into;
+    char *text;
+    size_t size;
+};
+
+static int find_tables(struct migration *mg, void *arg)
+{
+    struct who_arg *a = arg;
+
+    migration_tables(mg->machine, a->pages, a->into);
+    return 0;
+}
+
+static void source_tables(void *opaque, const struct page_set *pages, struct page_set *into)
+{
+    (void)on_main(opaque, find_tables, &(struct who_arg){.pages = pages, .into = into});
+}
+
+static int find_who(struct migration *mg, void *arg)
+{
+    struct who_arg *a = arg;
+
+    migration_who(mg->machine, a->pages, a->text, a->size, &mg->writer);
+    return 0;
+}
+
+static void source_who(void *opaque, const struct page_set *pages, char *text, size_t size)
+{
+    (void)on_main(opaque, find_who, &(struct who_arg){.pages = pages, .text = text, .size = size});
+}
+
+static int set_throttle(struct migration *mg, void *arg)
+{
+    migration_throttle_set(&mg->throttle, *(unsigned int *)arg, mg->writer);
+    return 0;
+}
+
+static void source_throttle(void *opaque, unsigned int percent)
+{
+    (void)on_main(opaque, set_throttle, &percent);
+}
+
 static const struct mig_source_ops source_ops = {
     .facts = source_facts,
     .stop = source_stop,
     .save = source_save,
     .resume = source_resume,
     .give_away = source_give_away,
+    .throttle = source_throttle,
+    .tables = source_tables,
+    .who = source_who,
     .changed = source_changed,
 };
 
@@ -494,6 +544,8 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
     mg->source = NULL;
     mg->source_ended = false;
     mg->stall_ns = 0;
+    mg->writer = GFN_INVALID;
+    mg->throttle.held_ns = 0;
     mg->local = local;
     r = mig_source_start(&config, &mg->source);
     return r < 0 ? fail(error, r, strerrordesc_np(-r)) : 0;
@@ -545,7 +597,7 @@ json_t *migration_query(struct migration *mg)
         mig_source_report(mg->source, &r);
     else if (mg->target)
         mig_target_report(mg->target, &r);
-    return migration_report_json(&r, mg->stall_ns);
+    return migration_report_json(&r, mg->stall_ns + mg->throttle.held_ns);
 }
 
 /* -- making and freeing -- */
@@ -561,12 +613,15 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     mg->machine = machine;
     mg->observer = *observer;
     mg->settings = (struct migration_settings){
-        .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1},
+        .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1, .max_throttle = MIG_THROTTLE_DEFAULT},
         .multifd_channels = 2,
     };
     pthread_mutex_init(&mg->lock, NULL);
     pthread_cond_init(&mg->answered, NULL);
-    r = mg->call_fd = fd_eventfd();
+    mg->call_fd = -1;
+    r = migration_throttle_init(&mg->throttle, events, machine);
+    if (r == 0)
+        r = mg->call_fd = fd_eventfd();
     if (r >= 0) {
         mg->call_event = event_new(events, mg->call_fd, EV_READ | EV_PERSIST, on_call, mg);
         r = mg->call_event && event_add(mg->call_event, NULL) == 0 ? 0 : -ENOMEM;
@@ -589,6 +644,7 @@ void migration_free(struct migration *mg)
     pthread_mutex_unlock(&mg->lock);
     mig_source_free(mg->source);
     mig_target_free(mg->target);
+    migration_throttle_clear(&mg->throttle);
     for (unsigned int i = 0; i < mg->fd_count; i++)
         fd_close(mg->fds[i].fd);
     if (mg->call_event)

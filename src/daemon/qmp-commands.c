@@ -82,6 +82,7 @@ static const struct qmp_arg migrate_set_parameters_args[] = {
     {.name = "downtime-limit", .type = QMP_ARG_INT, .optional = true, .max = 2000000},
     {.name = "multifd-channels", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIG_MAX_CHANNELS},
     {.name = "strategy", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_strategies},
+    {.name = "max-cpu-throttle", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 99},
     {0},
 };
 

@@ -101,6 +101,7 @@ json_t *qmp_query_migrate_parameters(struct qmp_request *req)
     json_add_u64(answer, "max-bandwidth", s->parameters.max_bandwidth);
     json_add_u64(answer, "downtime-limit", s->parameters.downtime_limit_ns / NSEC_PER_MSEC);
     json_add_u64(answer, "multifd-channels", s->multifd_channels);
+    json_add_u64(answer, "max-cpu-throttle", s->parameters.max_throttle);
     json_add_str(answer, "strategy", qmp_migrate_strategies[s->parameters.strategy]);
     return answer;
 }
@@ -121,6 +122,8 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
         s.parameters.downtime_limit_ns = v * NSEC_PER_MSEC;
     if (json_get_u64(req->args, "multifd-channels", &v) == 0)
         s.multifd_channels = (unsigned int)v;
+    if (json_get_u64(req->args, "max-cpu-throttle", &v) == 0)
+        s.parameters.max_throttle = (unsigned int)v;
     if (json_get_str(req->args, "strategy", &strategy) == 0)
         for (int i = 0; qmp_migrate_strategies[i]; i++)
             if (strcmp(qmp_migrate_strategies[i], strategy) == 0)

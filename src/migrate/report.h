@@ -60,6 +60,8 @@ struct mig_report {
     uint64_t normal, zero;     /* pages sent as data, and found zero */
     uint64_t untouched;        /* pages that were never written and not even looked at */
     uint64_t held;             /* pages */
+    uint64_t held_tables;      /* of the newest harvest, page tables among them */
+    unsigned int throttle;     /* percent of the guest's time that is taken */
     uint64_t passes;           /* rounds, the one that runs among them */
     uint64_t dirty_rate;       /* pages a second, of the newest round */
     uint64_t throughput;       /* bytes a second */

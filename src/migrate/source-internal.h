@@ -64,6 +64,8 @@ struct mig_source {
     struct page_set held;    /* pages held back */
     struct page_set before;  /* the harvest before the newest */
     struct page_set to_send; /* of the newest, what is not held back */
+    struct page_set tables;  /* of the newest, page tables */
+    uint64_t who_ns;         /* when it was asked last who writes */
     bool logging;
     uint64_t round_ns, round_sent, round_pages; /* when and with what it began */
     unsigned int round_channels, throttled;

@@ -37,7 +37,8 @@
 #define PATIENCE_NS (500 * NSEC_PER_MSEC)
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 10u
-#define THROTTLE_MOST 99u
+/* Asking who writes costs a look at the page tables. */
+#define WHO_INTERVAL_NS (1 * NSEC_PER_SEC)
 
 /* -- status and report -- */
 
@@ -239,26 +240,28 @@ static uint64_t budget_pages(const struct mig_source *s, uint64_t throughput)
  */
 static void sort_fresh(struct mig_source *s, uint64_t room)
 {
-    bool (*is_table)(void *, gfn_t) = s->config.ops->is_table;
+    uint64_t tables = 0;
 
     page_set_clear(&s->to_send);
+    page_set_clear(&s->tables);
+    if (s->config.ops->tables)
+        s->config.ops->tables(s->config.opaque, &s->fresh, &s->tables);
     for (size_t w = 0; w < s->words; w++) {
-        uint64_t bits = s->fresh.map[w], held = s->held.map[w], hold = bits & (s->before.map[w] | held);
+        uint64_t bits = s->fresh.map[w], held = s->held.map[w];
+        uint64_t hold = bits & (s->before.map[w] | held | s->tables.map[w]);
 
-        for (uint64_t rest = is_table ? bits & ~hold : 0; rest; rest &= rest - 1) {
-            unsigned int bit = (unsigned int)__builtin_ctzll(rest);
-
-            if (is_table(s->config.opaque, mem_pfn_to_gfn(s->config.mem, w * 64 + bit)))
-                hold |= UINT64_C(1) << bit;
-        }
         if (s->held.pages + (uint64_t)__builtin_popcountll(hold & ~held) > room)
             hold &= held;
         s->held.pages -= (uint64_t)__builtin_popcountll(held & ~bits);
         s->held.map[w] = held & bits;
         page_set_add_word(&s->held, w, hold);
+        tables += (uint64_t)__builtin_popcountll(hold & s->tables.map[w]);
         page_set_add_word(&s->to_send, w, (bits & ~hold) | (held & ~bits));
     }
     page_set_swap(&s->before, &s->fresh);
+    pthread_mutex_lock(&s->lock);
+    s->report.held_tables = tables;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* Figures of the round that ended with the newest harvest. */
@@ -285,6 +288,33 @@ static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64
     return t;
 }
 
+/* The forecast of the round that ended; whoever keeps it from converging is named now and then. */
+static bool make_forecast(struct mig_source *s, const struct mig_trend *t)
+{
+    struct mig_forecast f = mig_forecast(t);
+    uint64_t now = clock_ns();
+    bool fits;
+
+    if (!f.valid || f.converges) {
+        s->who_ns = 0;
+    } else if (s->config.ops->who && (s->who_ns == 0 || now - s->who_ns >= WHO_INTERVAL_NS)) {
+        s->config.ops->who(s->config.opaque, &s->before, f.who, sizeof(f.who));
+        s->who_ns = now;
+    } else {
+        /* Written by this thread only. */
+        memcpy(f.who, s->report.forecast.who, sizeof(f.who));
+    }
+    pthread_mutex_lock(&s->lock);
+    s->report.rounds[(s->report.passes - 1) % MIG_KEEP_ROUNDS].held = s->held.pages;
+    s->report.held = s->held.pages;
+    s->report.passes++;
+    s->report.forecast = f;
+    s->report.expected_downtime_ns = f.downtime_ns;
+    fits = f.valid && f.downtime_ns <= s->parameters.downtime_limit_ns;
+    pthread_mutex_unlock(&s->lock);
+    return fits;
+}
+
 /* One round: harvest when little is left, sort, add. *ret_fits: what is pending fits into the downtime limit. */
 static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err)
 {
@@ -306,29 +336,12 @@ static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err
     pthread_mutex_unlock(&s->lock);
     s->round_ns = now;
     s->round_sent = mig_bytes_sent(s);
-    if (s->config.ops->who && !s->report.forecast.converges)
-        s->config.ops->who(s->config.opaque, &s->fresh, s->report.forecast.who, sizeof(s->report.forecast.who));
     sort_fresh(s, budget_pages(s, throughput) / 2);
     mig_work_add(s, s->to_send.map);
     left = atomic_load(&s->left);
     s->round_pages = (uint64_t)MAX(left, INT64_C(0));
     t.pending = s->round_pages + s->held.pages;
-
-    pthread_mutex_lock(&s->lock);
-    s->report.rounds[(s->report.passes - 1) % MIG_KEEP_ROUNDS].held = s->held.pages;
-    s->report.held = s->held.pages;
-    s->report.passes++;
-    {
-        struct mig_forecast f = mig_forecast(&t);
-
-        memcpy(f.who, s->report.forecast.who, sizeof(f.who));
-        if (f.converges)
-            f.who[0] = '\0';
-        s->report.forecast = f;
-        s->report.expected_downtime_ns = f.downtime_ns;
-        *ret_fits = f.valid && f.downtime_ns <= s->parameters.downtime_limit_ns;
-    }
-    pthread_mutex_unlock(&s->lock);
+    *ret_fits = make_forecast(s, &t);
     s->config.ops->changed(s->config.opaque, true);
     return 0;
 }
@@ -345,36 +358,51 @@ static void rest(struct mig_source *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void set_throttle(struct mig_source *s, unsigned int percent)
+{
+    pthread_mutex_lock(&s->lock);
+    s->report.throttle = percent;
+    pthread_mutex_unlock(&s->lock);
+    s->throttled = percent;
+    s->config.ops->throttle(s->config.opaque, percent);
+}
+
+/* Take more of the guest's time; false when it is as much as may be. */
+static bool throttle_more(struct mig_source *s, unsigned int most)
+{
+    if (!s->config.ops->throttle || s->throttled >= most)
+        return false;
+    set_throttle(s, MIN(s->throttled ? s->throttled + THROTTLE_STEP : THROTTLE_FIRST, most));
+    return true;
+}
+
 /* What to do about a guest that does not converge; *ret_stop: switch over now. */
 static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *err)
 {
     enum mig_strategy strategy;
+    char throttled[48] = "";
+    unsigned int most;
 
     pthread_mutex_lock(&s->lock);
     strategy = s->parameters.strategy;
+    most = s->parameters.max_throttle ? s->parameters.max_throttle : MIG_THROTTLE_DEFAULT;
     pthread_mutex_unlock(&s->lock);
     switch (strategy) {
     case MIG_STRATEGY_STOP:
         *ret_stop = true;
         return 0;
     case MIG_STRATEGY_THROTTLE:
-        if (!s->config.ops->throttle)
-            break;
-        if (s->throttled == THROTTLE_MOST) {
-            *ret_stop = true;
+        if (throttle_more(s, most))
             return 0;
-        }
-        s->throttled = s->throttled ? s->throttled + THROTTLE_STEP : THROTTLE_FIRST;
-        s->throttled = MIN(s->throttled, THROTTLE_MOST);
-        s->config.ops->throttle(s->config.opaque, s->throttled);
-        return 0;
+        snprintf(throttled, sizeof(throttled), " with %u %% of its time taken", s->throttled);
+        break;
     case MIG_STRATEGY_CANCEL:
         break;
     }
     return mig_error(err, -ETIME,
-                     "it does not converge: the guest writes %" PRIu64 " pages a second, the channel takes %" PRIu64 " bytes "
+                     "it does not converge%s: the guest writes %" PRIu64 " pages a second, the channel takes %" PRIu64 " bytes "
                      "a second, switching now would take %" PRIu64 " ms",
-                     s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
+                     throttled, s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
 }
 
 /*
@@ -477,7 +505,7 @@ static void finish(struct mig_source *s, int r, struct mig_error *err)
     mig_break(s, NULL);
     mig_senders_join(s);
     if (s->throttled)
-        s->config.ops->throttle(s->config.opaque, 0);
+        set_throttle(s, 0);
     if (s->logging && dirty_log_stop(s->config.dirty, CONSUMER) < 0)
         log_warn("migration: dirty logging cannot be switched off");
     pthread_mutex_lock(&s->lock);
@@ -537,6 +565,8 @@ static int allocate(struct mig_source *s)
         r = page_set_init(&s->before, pages);
     if (r == 0)
         r = page_set_init(&s->to_send, pages);
+    if (r == 0)
+        r = page_set_init(&s->tables, pages);
     return r;
 }
 
@@ -633,6 +663,7 @@ void mig_source_free(struct mig_source *s)
     page_set_free(&s->held);
     page_set_free(&s->before);
     page_set_free(&s->to_send);
+    page_set_free(&s->tables);
     free(s->work);
     free(s->present);
     free(s->uri);

@@ -19,6 +19,7 @@ vm_expect src 'ready region' 20 || bail "the guest does not start"
 vm_ask src 'fill 77' '^done count=' 30
 vm_ask src check '^check pages=' 30
 sum=$vm_line
+throttled() { [ "$(qmp src query-migrate | jq '."cpu-throttle-percentage" // 0')" -gt 0 ]; }
 why() { qmp src query-migrate | jq -r '."error-desc" // ""'; }
 
 spawn_target() { # NAME URI ARGUMENT...: without a console, for targets that are expected to fail
@@ -95,7 +96,21 @@ wait_until 60 migrate_over src
 is "$(migrate_status src)" failed "does not converge: failed"
 like "$(why)" 'does not converge: the guest writes [0-9]+ pages' "does not converge: the reason is told"
 is "$(qmp src query-migrate | jq .forecast.converges)" false "does not converge: so says the forecast"
+like "$(qmp src query-migrate | jq -r .forecast.who)" 'pages' "does not converge: who writes is told"
 target_gave_up "does not converge"
+
+# -- the same with a throttle --
+migrate_set src '{"strategy": "throttle", "max-cpu-throttle": 30}'
+spawn_target bounded "unix:$tap_dir/bounded" --memory $MEMORY
+migrate_start src "unix:$tap_dir/bounded"
+check "throttle: shown while it is on" wait_until 60 throttled
+wait_until 60 migrate_over src
+like "$(why)" 'does not converge with 30 % of its time taken' "throttle: no more than was allowed"
+is "$(qmp src query-migrate | jq '[."cpu-throttle-percentage", ."guest-stall" > 0]' -c)" '[null,true]' \
+    "throttle: the guest has its time back, and what was taken is told"
+target_gave_up "throttle"
+source_goes_on "throttle"
+migrate_set src '{"strategy": "cancel"}'
 vm_ask src 'set rate=off' '^ok' 20
 migrate_set src '{"max-bandwidth": 0, "downtime-limit": 300}'
 vm_ask src 'fill 77' '^done count=' 30
