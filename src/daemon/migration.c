@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "daemon/consumers.h"
 #include "daemon/machine-state.h"
 #include "daemon/migration-guest.h"
 #include "daemon/migration-internal.h"
@@ -118,6 +119,8 @@ static int save(struct migration *mg, void *arg)
     state_writer_init(&w);
     a->captured_ns = clock_ns();
     r = machine_save(mg->machine, &w);
+    if (r == 0)
+        consumers_save(mg->machine, &w);
     if (r == 0)
         r = state_finish(&w, &a->data, &a->len);
     state_writer_clear(&w);
@@ -381,6 +384,8 @@ static int load(struct migration *mg, void *arg)
     if (err < 0)
         return mig_error(a->err, err, "state: %s", r.error);
     err = machine_load(mg->machine, &r, a->captured_ns);
+    if (err == 0)
+        err = consumers_load(mg->machine, &r);
     if (err < 0)
         mig_error(a->err, err, "state: %s", r.error[0] ? r.error : strerrordesc_np(-err));
     state_reader_clear(&r);

@@ -23,7 +23,6 @@
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
-#define CONSUMER "migration"
 #define CONNECT_TIMEOUT_MS 10000
 /* How long the target may take to look at what it was told, and one write in pre-copy. */
 #define ANSWER_TIMEOUT_MS 60000
@@ -186,7 +185,7 @@ static int set_up(struct mig_source *s, struct mig_error *err)
 int mig_harvest(struct mig_source *s, struct mig_error *err)
 {
     struct dirty_snapshot snapshot;
-    int r = dirty_log_snapshot_lock(s->config.dirty, CONSUMER, false, &snapshot);
+    int r = dirty_log_snapshot_lock(s->config.dirty, MIG_CONSUMER, false, &snapshot);
 
     if (r < 0)
         return mig_error(err, r, "dirty log: %s", strerrordesc_np(-r));
@@ -196,7 +195,7 @@ int mig_harvest(struct mig_source *s, struct mig_error *err)
     if (snapshot.lost)
         return mig_error(err, -EIO, "dirty log: a page may be missing");
     /* From here on the work remembers these pages; a migration that fails begins anew. */
-    dirty_log_ack(s->config.dirty, CONSUMER, snapshot.epoch);
+    dirty_log_ack(s->config.dirty, MIG_CONSUMER, snapshot.epoch);
     pthread_mutex_lock(&s->lock);
     s->report.harvest_ns += snapshot.harvest_ns;
     pthread_mutex_unlock(&s->lock);
@@ -206,7 +205,7 @@ int mig_harvest(struct mig_source *s, struct mig_error *err)
 /* All pages but those that were never touched. */
 static int begin_log(struct mig_source *s, struct mig_error *err)
 {
-    int r = dirty_log_start(s->config.dirty, CONSUMER, DIRTY_START_ALL);
+    int r = dirty_log_start(s->config.dirty, MIG_CONSUMER, DIRTY_START_ALL);
     uint64_t skipped;
 
     if (r < 0)
@@ -506,7 +505,7 @@ static void finish(struct mig_source *s, int r, struct mig_error *err)
     mig_senders_join(s);
     if (s->throttled)
         set_throttle(s, 0);
-    if (s->logging && dirty_log_stop(s->config.dirty, CONSUMER) < 0)
+    if (s->logging && dirty_log_stop(s->config.dirty, MIG_CONSUMER) < 0)
         log_warn("migration: dirty logging cannot be switched off");
     pthread_mutex_lock(&s->lock);
     if (r < 0 && s->cancelled && !s->committed)

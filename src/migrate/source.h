@@ -30,6 +30,9 @@ struct mig_parameters {
     bool pause_before_switchover;
 };
 
+/* Its consumer of the dirty log. */
+#define MIG_CONSUMER "migration"
+
 #define MIG_THROTTLE_DEFAULT 90u
 #define MIG_DOWNTIME_LIMIT_DEFAULT_NS UINT64_C(300000000)
 

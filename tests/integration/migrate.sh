@@ -26,6 +26,7 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     vm_expect "$from" 'ready region' 20 || bail "the guest does not start"
     vm_ask "$from" 'fill 77' '^done count=' 30
     vm_ask "$from" 'set rate=5000 pattern=random' '^ok' 10
+    qmp "$from" dirty-log-start '{"name": "copier one"}' >/dev/null
     migrate_target "$to" "$3" --memory 64M --dirty-log "$5"
     is "$(vm_status "$to")" inmigrate "$2: the target waits"
     check "$2: nothing starts it" not qmp "$to" cont 2>/dev/null
@@ -36,6 +37,10 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     check "$2: moves" move_paused "$from" "$to" "$3"
     is "$(vm_status "$from") $(vm_status "$to")" "postmigrate paused" "$2: neither side runs"
     check "$2: memory is the same" same_ram "$source_pid" "$target_pid"
+    is "$(qmp "$to" query-dirty-log | jq -c '[.consumers[] | [.name, .lost]]')" '[["copier one",true]]' \
+        "$2: the dirty log's consumer has come along"
+    is "$(qmp "$to" dirty-log-snapshot '{"name": "copier one"}' | jq -c '[.lost, .pages, .epoch]')" '[true,16384,1]' \
+        "$2: and is told that pages were lost"
     qmp "$to" cont >/dev/null
     check "$2: the guest answers at the target" vm_ask "$to" 'set rate=off' '^ok' 20
     vm_ask "$to" count '^count writes=' 20
