@@ -63,13 +63,14 @@ static int size_option(const struct ctl *ctl, const char *name, uint64_t *ret)
 struct wishes {
     uint64_t bandwidth, downtime_ms, channels; /* as given; UINT64_MAX: not */
     const char *strategy;
+    bool zstd;
 };
 
 static int read_wishes(const struct ctl *ctl, struct wishes *w)
 {
     int r;
 
-    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy")};
+    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy"), ctl_opt(ctl, "zstd") != NULL};
     r = size_option(ctl, "bandwidth", &w->bandwidth);
     if (r == CTL_DONE)
         r = ctl_opt_number(ctl, "downtime", 0, 2000000, &w->downtime_ms);
@@ -100,6 +101,8 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
         json_add_u64(args, "downtime-limit", w->downtime_ms);
     if (w->channels != UINT64_MAX)
         json_add_u64(args, "multifd-channels", w->channels);
+    if (w->zstd)
+        json_add_str(args, "multifd-compression", "zstd");
     if (w->strategy)
         json_add_str(args, "strategy", w->strategy);
     r = ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);

@@ -31,6 +31,19 @@ static void add_ram(json_t *to, const struct mig_report *r)
     json_add(to, "ram", ram);
 }
 
+static void add_compression(json_t *to, const struct mig_report *r)
+{
+    json_t *o;
+
+    if (r->packed_pages == 0)
+        return;
+    o = json_object_new_object();
+    json_add_u64(o, "pages", r->packed_pages);
+    json_add_u64(o, "compressed-size", r->packed_bytes);
+    json_add_double(o, "compression-rate", (double)pages_to_bytes(r->packed_pages) / (double)r->packed_bytes);
+    json_add(to, "compression", o);
+}
+
 static void add_downtime(json_t *to, const struct mig_downtime *d)
 {
     json_t *o = json_object_new_object();
@@ -102,6 +115,7 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
     json_add_bool(o, "local", r->local);
     json_add_u64(o, "channels", r->channels);
     add_ram(o, r);
+    add_compression(o, r);
     add_downtime(o, &r->downtime);
     add_rounds(o, r);
     add_forecast(o, &r->forecast);

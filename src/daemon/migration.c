@@ -14,6 +14,7 @@
 #include "daemon/machine-state.h"
 #include "daemon/migration-guest.h"
 #include "daemon/migration-internal.h"
+#include "migrate/compress.h"
 #include "migrate/target.h"
 #include "vcpu/vm.h"
 
@@ -537,6 +538,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
     if (r < 0)
         return r;
     config.parameters.channels = mg->settings.multifd ? mg->settings.multifd_channels : 1;
+    config.parameters.zstd_level = mg->settings.zstd ? mg->settings.zstd_level : 0;
     if (strncmp(uri, "fd:", 3) == 0) {
         config.uri = NULL;
         config.fd = take_kept_fd(mg, uri + 3);
@@ -620,6 +622,7 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     mg->settings = (struct migration_settings){
         .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1, .max_throttle = MIG_THROTTLE_DEFAULT},
         .multifd_channels = 2,
+        .zstd_level = MIG_ZSTD_LEVEL_DEFAULT,
     };
     pthread_mutex_init(&mg->lock, NULL);
     pthread_cond_init(&mg->answered, NULL);

@@ -24,6 +24,8 @@ struct migration_settings {
     struct mig_parameters parameters;
     unsigned int multifd_channels; /* with multifd */
     bool multifd;
+    bool zstd;
+    unsigned int zstd_level;       /* with zstd */
 };
 
 int migration_new(struct event_base *events, struct machine *machine, const struct machine_observer *observer,

@@ -37,7 +37,7 @@ struct mig_round {
     uint64_t held;    /* of all pages, those held back when it ended */
     uint64_t ns;
     uint64_t dirty_rate; /* pages a second */
-    uint64_t throughput; /* bytes a second */
+    uint64_t throughput; /* bytes of memory a second, before they are packed */
 };
 
 struct mig_forecast {
@@ -65,6 +65,8 @@ struct mig_report {
     uint64_t passes;           /* rounds, the one that runs among them */
     uint64_t dirty_rate;       /* pages a second, of the newest round */
     uint64_t throughput;       /* bytes a second */
+    uint64_t packed_pages;     /* of normal, those that went out packed */
+    uint64_t packed_bytes;     /* what they took */
     uint64_t harvest_ns;       /* spent on the dirty log, all rounds */
     uint64_t expected_downtime_ns;
     struct mig_forecast forecast;

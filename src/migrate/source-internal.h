@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "migrate/compress.h"
 #include "migrate/source.h"
 #include "migrate/stream.h"
 
@@ -17,6 +18,7 @@ struct mig_sender {
     struct mig_stream stream;
     bool connected, started;
     pthread_t thread;
+    struct mig_packer *packer; /* NULL: nothing is packed */
     uint64_t sent_pages; /* told at the end of the channel */
     bool ended;          /* under source->lock: all sent, END too */
 };
@@ -37,6 +39,7 @@ struct mig_source {
     atomic_int_fast64_t left;
     uint64_t *present;
     atomic_uint_fast64_t normal, zero;
+    atomic_uint_fast64_t packed_pages, packed_bytes;
 
     pthread_mutex_t lock; /* protects what follows, up to the senders */
     pthread_cond_t wake;  /* senders wait: work, parameters or end */
@@ -86,6 +89,8 @@ bool mig_senders_finish(struct mig_source *s);
 /* Note an error (the first counts) and wake everybody; any thread. */
 void mig_break(struct mig_source *s, const struct mig_error *err);
 uint64_t mig_bytes_sent(const struct mig_source *s);
+/* What they would have been, had nothing been packed. */
+uint64_t mig_bytes_moved(struct mig_source *s);
 
 /* switchover.c: stop, send the rest, commit. 0 when the target runs the guest. Coordinator. */
 int mig_switchover(struct mig_source *s, struct mig_error *err);

@@ -62,6 +62,8 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
     ret->transferred = mig_bytes_sent(s);
     ret->normal = atomic_load(&s->normal);
     ret->zero = atomic_load(&s->zero);
+    ret->packed_pages = atomic_load(&s->packed_pages);
+    ret->packed_bytes = atomic_load(&s->packed_bytes);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -115,6 +117,8 @@ static int send_setup(struct mig_source *s, struct mig_error *err)
     struct mig_message m = {.type = MIG_SETUP, .head = head, .head_len = sizeof(head), .pass_fd = -1};
     int r = s->config.ops->facts(s->config.opaque, &facts, &m.rest_len);
 
+    if (s->senders[0].packer)
+        setup.flags |= MIG_SETUP_ZSTD;
     if (r < 0)
         return mig_error(err, r, "the machine's state cannot be saved: %s", strerrordesc_np(-r));
     mig_setup_put(&setup, head);
@@ -266,7 +270,7 @@ static void sort_fresh(struct mig_source *s, uint64_t room)
 /* Figures of the round that ended with the newest harvest. */
 static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64_t dirtied)
 {
-    uint64_t sent = mig_bytes_sent(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
+    uint64_t sent = mig_bytes_moved(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
     struct mig_report *r = &s->report;
     struct mig_trend t = {.limit_ns = s->parameters.downtime_limit_ns, .overhead_ns = OVERHEAD_NS};
     struct mig_round *round = &r->rounds[(r->passes - 1) % MIG_KEEP_ROUNDS];
@@ -334,7 +338,7 @@ static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err
     throughput = t.throughput;
     pthread_mutex_unlock(&s->lock);
     s->round_ns = now;
-    s->round_sent = mig_bytes_sent(s);
+    s->round_sent = mig_bytes_moved(s);
     sort_fresh(s, budget_pages(s, throughput) / 2);
     mig_work_add(s, s->to_send.map);
     left = atomic_load(&s->left);
@@ -432,7 +436,7 @@ static int copy_rounds(struct mig_source *s, struct mig_error *err)
     int r = 0;
 
     s->round_ns = clock_ns();
-    s->round_sent = mig_bytes_sent(s);
+    s->round_sent = mig_bytes_moved(s);
     while (r == 0 && !stop) {
         r = run_round(s, &fits, err);
         if (r < 0 || (fits && flushed))
@@ -593,6 +597,8 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
         s->senders[i].index = i;
     }
     r = allocate(s);
+    for (unsigned int i = 0; i < s->channels && r == 0 && config->parameters.zstd_level && !config->local; i++)
+        r = mig_packer_new(config->parameters.zstd_level, &s->senders[i].packer);
     if (r == 0) {
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -654,9 +660,11 @@ void mig_source_free(struct mig_source *s)
         mig_break(s, NULL);
         pthread_join(s->thread, NULL);
     }
-    for (unsigned int i = 0; i < s->channels; i++)
+    for (unsigned int i = 0; i < s->channels; i++) {
         if (s->senders[i].connected)
             mig_stream_clear(&s->senders[i].stream);
+        mig_packer_free(s->senders[i].packer);
+    }
     fd_close(s->config.fd);
     page_set_free(&s->fresh);
     page_set_free(&s->held);

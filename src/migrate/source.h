@@ -28,6 +28,7 @@ struct mig_parameters {
     unsigned int max_throttle; /* percent, 1 to 99; 0: MIG_THROTTLE_DEFAULT */
     unsigned int channels; /* 1 to MIG_MAX_CHANNELS; read at the start only */
     bool pause_before_switchover;
+    unsigned int zstd_level; /* 1 to MIG_ZSTD_LEVEL_MAX, 0: batches are not packed; read at the start only */
 };
 
 /* Its consumer of the dirty log. */

@@ -32,7 +32,7 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     check "$2: nothing starts it" not qmp "$to" cont 2>/dev/null
     if [ "$4" -gt 1 ]; then
         migrate_capability "$from" multifd true
-        migrate_set "$from" "{\"multifd-channels\": $4}"
+        migrate_set "$from" "{\"multifd-channels\": $4, \"multifd-compression\": \"zstd\"}"
     fi
     check "$2: moves" move_paused "$from" "$to" "$3"
     is "$(vm_status "$from") $(vm_status "$to")" "postmigrate paused" "$2: neither side runs"
@@ -54,6 +54,7 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     is "$(guest_sum "back$1")" "$sum" "$2: the guest's own checksum is the same"
     is "$(qmp "$to" query-migrate | jq -c '[.status, ."downtime-breakdown".pause > 0, (.rounds | length) > 0, .ram.remaining]')" \
         '["completed",true,true,0]' "$2: what is told afterwards"
+    is "$(qmp "$from" query-migrate | jq '.compression != null')" "$([ "$4" -gt 1 ] && echo true || echo false)" "$2: packed, where asked for"
     for vm in "$from" "$to" "back$1"; do
         qmp "$vm" quit >/dev/null
     done

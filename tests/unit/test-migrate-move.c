@@ -324,6 +324,25 @@ static void test_moves(void **state)
     }
 }
 
+static void test_packed(void **state)
+{
+    struct mig_parameters p = {
+        .downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = 2, .strategy = MIG_STRATEGY_STOP, .zstd_level = 1};
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 7);
+    start_with(&w, &p, false);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    same_memory(&w);
+    assert_true(r.packed_pages > 0 && r.packed_pages <= r.normal);
+    assert_true(r.packed_bytes < r.packed_pages * GUEST_PAGE_SIZE / 2);
+    assert_true(r.transferred < r.normal * GUEST_PAGE_SIZE);
+    world_free(&w);
+}
+
 static void test_local(void **state)
 {
     struct world w;
@@ -503,6 +522,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_packed),
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_state_cannot_be_loaded),
