@@ -15,6 +15,7 @@
 #include "daemon/migration-guest.h"
 #include "daemon/migration-internal.h"
 #include "migrate/compress.h"
+#include "migrate/stream.h"
 #include "migrate/target.h"
 #include "vcpu/vm.h"
 
@@ -520,6 +521,32 @@ static int check_start(struct migration *mg, const char *uri, bool local, char *
     return 0;
 }
 
+/* Credentials for a stream to or from there: a Unix socket stays on this host, and goes without. *ret may be NULL. */
+static int load_tls(struct migration *mg, const char *uri, struct mig_tls **ret, char *error)
+{
+    const char *dir = machine_config(mg->machine)->tls_creds;
+    struct mig_error err = {""};
+    int r;
+
+    *ret = NULL;
+    if (!dir || strncmp(uri, "unix:", 5) == 0)
+        return 0;
+    r = mig_tls_load(dir, ret, &err);
+    return r < 0 ? fail(error, r, err.text) : 0;
+}
+
+/* Whose certificate to expect: what was set, else the host of tcp:HOST:PORT; NULL: any. */
+static const char *tls_host(const struct migration *mg, const char *uri, char buf[MIGRATION_HOST_MAX + 1])
+{
+    struct mig_error unheard = {""};
+
+    if (mg->settings.tls_hostname[0])
+        return mg->settings.tls_hostname;
+    if (strncmp(uri, "tcp:", 4) != 0 || mig_uri_host(uri, buf, MIGRATION_HOST_MAX + 1, &unheard) < 0)
+        return NULL;
+    return buf[0] ? buf : "localhost";
+}
+
 int migration_start(struct migration *mg, const char *uri, bool local, char *error)
 {
     struct vm *vm = machine_vm(mg->machine);
@@ -533,19 +560,27 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
         .fd = -1,
         .local = local,
     };
+    char host[MIGRATION_HOST_MAX + 1];
     int r = check_start(mg, uri, local, error);
 
+    if (r == 0)
+        r = load_tls(mg, uri, &config.tls, error);
     if (r < 0)
         return r;
+    config.tls_host = tls_host(mg, uri, host);
     config.parameters.channels = mg->settings.multifd ? mg->settings.multifd_channels : 1;
     config.parameters.zstd_level = mg->settings.zstd ? mg->settings.zstd_level : 0;
     if (strncmp(uri, "fd:", 3) == 0) {
         config.uri = NULL;
         config.fd = take_kept_fd(mg, uri + 3);
         if (config.fd < 0)
-            return fail(error, -ENOENT, "there is no descriptor of that name, pass one with getfd");
+            r = fail(error, -ENOENT, "there is no descriptor of that name, pass one with getfd");
     } else if (strncmp(uri, "tcp:", 4) != 0 && strncmp(uri, "unix:", 5) != 0) {
-        return fail(error, -EINVAL, "the address is none of tcp:HOST:PORT, unix:PATH, fd:NAME");
+        r = fail(error, -EINVAL, "the address is none of tcp:HOST:PORT, unix:PATH, fd:NAME");
+    }
+    if (r < 0) {
+        mig_tls_free(config.tls);
+        return r;
     }
     mig_source_free(mg->source);
     mg->source = NULL;
@@ -561,6 +596,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
 int migration_incoming(struct migration *mg, const char *uri, char *error)
 {
     struct mig_error err = {""};
+    struct mig_tls *tls;
     int r;
 
     if (machine_run_state(mg->machine) != RUN_STATE_INMIGRATE)
@@ -569,7 +605,10 @@ int migration_incoming(struct migration *mg, const char *uri, char *error)
         return fail(error, -EBUSY, "it waits for a guest already");
     if (strcmp(uri, "defer") == 0)
         return 0;
-    r = mig_target_start(vm_mem(machine_vm(mg->machine)), uri, &target_ops, mg, &mg->target, &err);
+    r = load_tls(mg, uri, &tls, error);
+    if (r < 0)
+        return r;
+    r = mig_target_start(vm_mem(machine_vm(mg->machine)), uri, tls, &target_ops, mg, &mg->target, &err);
     return r < 0 ? fail(error, r, err.text) : 0;
 }
 
@@ -609,6 +648,20 @@ json_t *migration_query(struct migration *mg)
 
 /* -- making and freeing -- */
 
+/* What is wrong with the certificates is told at the start, not when a guest has to go. */
+static int try_tls(const struct machine *machine)
+{
+    const char *dir = machine_config(machine)->tls_creds;
+    struct mig_error err = {""};
+    struct mig_tls *tls = NULL;
+    int r = dir ? mig_tls_load(dir, &tls, &err) : 0;
+
+    if (r < 0)
+        log_err("migration: %s", err.text);
+    mig_tls_free(tls);
+    return r;
+}
+
 int migration_new(struct event_base *events, struct machine *machine, const struct machine_observer *observer,
                   struct migration **ret)
 {
@@ -627,7 +680,9 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     pthread_mutex_init(&mg->lock, NULL);
     pthread_cond_init(&mg->answered, NULL);
     mg->call_fd = -1;
-    r = migration_throttle_init(&mg->throttle, events, machine);
+    r = try_tls(machine);
+    if (r == 0)
+        r = migration_throttle_init(&mg->throttle, events, machine);
     if (r == 0)
         r = mg->call_fd = fd_eventfd();
     if (r >= 0) {

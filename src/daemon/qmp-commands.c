@@ -85,6 +85,7 @@ static const struct qmp_arg migrate_set_parameters_args[] = {
     {.name = "strategy", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_strategies},
     {.name = "multifd-compression", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_compressions},
     {.name = "multifd-zstd-level", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIG_ZSTD_LEVEL_MAX},
+    {.name = "tls-hostname", .type = QMP_ARG_STR, .optional = true},
     {.name = "max-cpu-throttle", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 99},
     {0},
 };

@@ -105,6 +105,7 @@ json_t *qmp_query_migrate_parameters(struct qmp_request *req)
     json_add_u64(answer, "multifd-channels", s->multifd_channels);
     json_add_str(answer, "multifd-compression", qmp_migrate_compressions[s->zstd]);
     json_add_u64(answer, "multifd-zstd-level", s->zstd_level);
+    json_add_str(answer, "tls-hostname", s->tls_hostname);
     json_add_u64(answer, "max-cpu-throttle", s->parameters.max_throttle);
     json_add_str(answer, "strategy", qmp_migrate_strategies[s->parameters.strategy]);
     return answer;
@@ -114,7 +115,7 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
 {
     struct migration *mg = migration_of(req);
     struct migration_settings s;
-    const char *strategy, *compression;
+    const char *strategy, *compression, *host;
     uint64_t v;
 
     if (!mg)
@@ -126,6 +127,14 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
         s.parameters.downtime_limit_ns = v * NSEC_PER_MSEC;
     if (json_get_u64(req->args, "multifd-channels", &v) == 0)
         s.multifd_channels = (unsigned int)v;
+    if (json_get_str(req->args, "tls-hostname", &host) == 0) {
+        if (strlen(host) > MIGRATION_HOST_MAX) {
+            qmp_error_set(&req->error, QMP_GENERIC_ERROR, "Parameter 'tls-hostname' expects at most %d bytes",
+                          MIGRATION_HOST_MAX);
+            return NULL;
+        }
+        strcpy(s.tls_hostname, host);
+    }
     if (json_get_str(req->args, "multifd-compression", &compression) == 0)
         s.zstd = strcmp(compression, "zstd") == 0;
     if (json_get_u64(req->args, "multifd-zstd-level", &v) == 0)

@@ -25,7 +25,7 @@ struct mig_sender {
 
 struct mig_source {
     struct mig_source_config config;
-    char *uri;
+    char *uri, *tls_host;
     pthread_t thread;
     bool started; /* the coordinator's thread is to be joined */
 

@@ -93,7 +93,7 @@ static int connect_channel(struct mig_source *s, unsigned int index, const struc
 {
     struct mig_sender *c = &s->senders[index];
     struct mig_hello hello = *session;
-    int fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
+    int r, fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
 
     if (fd < 0)
         return fd;
@@ -106,7 +106,8 @@ static int connect_channel(struct mig_source *s, unsigned int index, const struc
         mig_stream_break(&c->stream);
     pthread_mutex_unlock(&s->lock);
     mig_stream_set_timeout(&c->stream, ANSWER_TIMEOUT_MS);
-    return mig_send_hello(&c->stream, &hello, err);
+    r = s->config.tls ? mig_stream_secure(&c->stream, s->config.tls, s->tls_host, err) : 0;
+    return r < 0 ? r : mig_send_hello(&c->stream, &hello, err);
 }
 
 static int send_setup(struct mig_source *s, struct mig_error *err)
@@ -559,7 +560,9 @@ static int allocate(struct mig_source *s)
     s->present = calloc(s->words, sizeof(*s->present));
     if (s->config.uri)
         s->uri = strdup(s->config.uri);
-    if (!s->work || !s->present || (s->config.uri && !s->uri))
+    if (s->config.tls_host)
+        s->tls_host = strdup(s->config.tls_host);
+    if (!s->work || !s->present || (s->config.uri && !s->uri) || (s->config.tls_host && !s->tls_host))
         return -ENOMEM;
     r = page_set_init(&s->fresh, pages);
     if (r == 0)
@@ -581,6 +584,7 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
 
     if (!s) {
         fd_close(config->fd);
+        mig_tls_free(config->tls);
         return -ENOMEM;
     }
     s->config = *config;
@@ -674,6 +678,8 @@ void mig_source_free(struct mig_source *s)
     free(s->work);
     free(s->present);
     free(s->uri);
+    free(s->tls_host);
+    mig_tls_free(s->config.tls);
     pthread_cond_destroy(&s->wake);
     pthread_cond_destroy(&s->done);
     pthread_mutex_destroy(&s->lock);

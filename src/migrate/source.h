@@ -10,6 +10,7 @@
 #define UMBRA_MIGRATE_SOURCE_H
 
 #include "migrate/report.h"
+#include "migrate/tls.h"
 #include "migrate/wire.h"
 #include "mmu/dirty.h"
 #include "mmu/mem.h"
@@ -75,7 +76,9 @@ struct mig_source_config {
     struct mig_parameters parameters;
     const char *uri; /* tcp: or unix:; NULL: fd */
     int fd;          /* connected, taken over also on failure; -1 with a URI. One channel */
-    bool local;      /* pass the RAM file; Unix sockets only */
+    bool local;      /* pass the RAM file; Unix sockets only, without TLS */
+    struct mig_tls *tls; /* encrypt with these credentials, taken over also on failure; NULL: do not */
+    const char *tls_host; /* whose certificate the target must have, NULL: any of the authority */
 };
 
 struct mig_source;

@@ -43,6 +43,7 @@ struct mig_target {
     bool started;
     int wake_fd;
     struct mig_listener listener;
+    struct mig_tls *tls; /* or NULL */
     int given_fd; /* fd:NUMBER; -1 once it is channel 0's */
 
     pthread_mutex_t lock; /* protects what follows but the channels' streams */
@@ -211,7 +212,9 @@ static bool take_connection(struct mig_target *t, int fd, bool first, struct mig
 
     mig_stream_init(&stream, fd, false);
     mig_stream_set_timeout(&stream, HELLO_TIMEOUT_MS);
-    r = mig_receive_hello(&stream, hello, &err);
+    r = t->tls ? mig_stream_secure(&stream, t->tls, NULL, &err) : 0;
+    if (r == 0)
+        r = mig_receive_hello(&stream, hello, &err);
     if (r == 0 && first && hello->channel != 0)
         r = mig_error(&err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
     if (r == 0 && !first && (hello->session != t->session || hello->channels != t->channel_count))
@@ -495,7 +498,7 @@ static int open_listener(struct mig_target *t, const char *uri, struct mig_error
     return 0;
 }
 
-int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_ops *ops, void *opaque,
+int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, const struct mig_target_ops *ops, void *opaque,
                      struct mig_target **ret, struct mig_error *err)
 {
     struct mig_target *t = calloc(1, sizeof(*t));
@@ -503,9 +506,12 @@ int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_o
     unsigned int n;
     int r;
 
-    if (!t)
+    if (!t) {
+        mig_tls_free(tls);
         return mig_error(err, -ENOMEM, "no memory");
+    }
     t->mem = mem;
+    t->tls = tls;
     /* No guest runs in it, and there is nobody to tell of writes. The slots lie behind each other, as in the file. */
     t->ram = mem_slots(mem, &n)[0].hva;
     t->ops = ops;
@@ -558,6 +564,7 @@ void mig_target_free(struct mig_target *t)
     mig_listener_close(&t->listener);
     fd_close(t->given_fd);
     fd_close(t->wake_fd);
+    mig_tls_free(t->tls);
     pthread_cond_destroy(&t->cond);
     pthread_mutex_destroy(&t->lock);
     free(t);

@@ -141,7 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         return 0;
     snprintf(uri, sizeof(uri), "fd:%d", fds[1]);
     mig_hello_put(&hello, buf);
-    if (mig_target_start(mem, uri, &ops, &s, &s.target, &err) == 0) {
+    if (mig_target_start(mem, uri, NULL, &ops, &s, &s.target, &err) == 0) {
         if (push(fds[0], buf, sizeof(buf)))
             feed(&s, fds[0], data, len);
         shutdown(fds[0], SHUT_WR);

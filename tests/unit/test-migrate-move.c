@@ -234,7 +234,7 @@ static void world_new(struct world *w, uint64_t seed)
         memset(mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE), (int)(page % 251), GUEST_PAGE_SIZE);
     snprintf(w->path, sizeof(w->path), "/tmp/umbra-move-%d", (int)getpid());
     snprintf(w->uri, sizeof(w->uri), "unix:%s", w->path);
-    if (mig_target_start(w->to, w->uri, &target_ops, w, &w->target, &err) < 0)
+    if (mig_target_start(w->to, w->uri, NULL, &target_ops, w, &w->target, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(pthread_create(&w->guest, NULL, guest_thread, w), 0);
 }
