@@ -215,14 +215,16 @@ static const char *hottest_text(const struct row *row, char *buf, size_t len)
 
 static void draw_row(const struct top_view *v, struct table *t, const struct row *row)
 {
-    char count[FMT_MAX], rate[FMT_MAX], share[FMT_MAX], hot[100];
+    char count[FMT_MAX], rate[FMT_MAX], share[FMT_MAX], hot[100], root[24] = "";
     const char *comm = row->kernel ? "(kernel)" : "";
     uint64_t pid = 0;
     bool named = row_process(row, &pid, &comm);
 
-    table_cell(t, named ? "%llu" : "", (unsigned long long)pid);
+    if (!row->kernel)
+        snprintf(root, sizeof(root), "0x%09llx", (unsigned long long)row->root);
+    table_cell_number(t, named, pid);
     table_cell(t, "%s", comm);
-    table_cell(t, row->kernel ? "" : "0x%09llx", (unsigned long long)row->root);
+    table_cell(t, "%s", root);
     table_cell(t, "%s", fmt_count((uint64_t)(per_second(v, row->pages) + 0.5), true, count, sizeof(count)));
     table_cell(t, "%s", rate_text(v, row->pages, rate, sizeof(rate)));
     table_cell(t, "%s", fmt_share(share_of(v, row->pages), share, sizeof(share)));

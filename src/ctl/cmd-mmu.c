@@ -298,7 +298,7 @@ static void process_cells(struct table *t, const json_t *space)
     uint64_t pid = 0;
     bool named = json_get_u64(process, "pid", &pid) == 0;
 
-    table_cell(t, named ? "%llu" : "", (unsigned long long)pid);
+    table_cell_number(t, named, pid);
     table_cell(t, "%s", process ? text_of(process, "comm") : "");
 }
 

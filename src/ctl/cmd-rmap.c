@@ -51,7 +51,7 @@ static void mapping_row(struct table *t, const json_t *m)
     if (json_get_obj(m, "process", &process) == 0)
         json_get_str(process, "comm", &comm);
     named = json_get_u64(process, "pid", &pid) == 0;
-    table_cell(t, named ? "%llu" : "", (unsigned long long)pid);
+    table_cell_number(t, named, pid);
     table_cell(t, "%s", comm);
     table_cell(t, "0x%09llx", (unsigned long long)root);
     table_cell(t, "%s", kind);

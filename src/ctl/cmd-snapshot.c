@@ -94,7 +94,7 @@ static int wait_for_snapshot(const struct ctl *ctl, struct client *c, json_t **r
 static int tell_result(const struct ctl *ctl, const json_t *answer)
 {
     const char *status = "unknown", *error = NULL, *dir = "", *id = "";
-    char size[FMT_MAX], took[FMT_MAX], pause[FMT_MAX];
+    char size[FMT_MAX], took[FMT_MAX];
     uint64_t bytes;
 
     json_get_str(answer, "status", &status);
@@ -110,9 +110,9 @@ static int tell_result(const struct ctl *ctl, const json_t *answer)
     if (ctl->output == CTL_JSON)
         return CTL_DONE;
     bytes = (number(answer, "stored-pages") - number(answer, "zero-pages")) * SNAPSHOT_PAGE_SIZE;
-    printf("%s: %s, %s in %s, guest paused for %s\n", ctl->vm, dir, size_format(bytes, size, sizeof(size)),
+    printf("%s: %s, %s in %s, guest paused for %.1f ms\n", ctl->vm, dir, size_format(bytes, size, sizeof(size)),
            fmt_duration((double)number(answer, "total-us") / 1e6, took, sizeof(took)),
-           fmt_duration((double)number(answer, "pause-us") / 1e6, pause, sizeof(pause)));
+           (double)number(answer, "pause-us") / 1e3);
     return CTL_DONE;
 }
 

@@ -2,6 +2,7 @@
 
 #include "ctl/table.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -77,6 +78,14 @@ void table_cell(struct table *t, const char *fmt, ...)
         t->failed = true;
     else
         t->count++;
+}
+
+void table_cell_number(struct table *t, bool known, uint64_t v)
+{
+    if (known)
+        table_cell(t, "%" PRIu64, v);
+    else
+        table_cell(t, "%s", "");
 }
 
 unsigned int table_text_width(const char *text)

@@ -2,6 +2,8 @@
 #ifndef UMBRA_CTL_TABLE_H
 #define UMBRA_CTL_TABLE_H
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 
 #include "base/util.h"
@@ -24,6 +26,9 @@ static inline void cleanup_table(struct table **t)
 
 /* Add the next cell, row by row; control bytes are escaped. */
 void table_cell(struct table *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* The same, a number; empty where it is not known. */
+void table_cell_number(struct table *t, bool known, uint64_t v);
 
 /* Print with two spaces between the columns and none at the end of a line; columns that are empty in every row but the
  * header are left out. A header without any row prints nothing. */

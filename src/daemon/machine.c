@@ -545,7 +545,7 @@ int machine_cont(struct machine *m, const char **ret_why)
             *ret_why = "guest memory was handed over to another process";
             return -EPERM;
         }
-        /* fall through */
+        __attribute__((fallthrough));
     case RUN_STATE_PRELAUNCH:
     case RUN_STATE_PAUSED:
     case RUN_STATE_IO_ERROR:

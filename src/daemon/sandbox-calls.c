@@ -40,6 +40,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("pwrite64", M | I | X, "disks, snapshots"),
     CALL("preadv", I, "disks"),
     CALL("pwritev", I, "disks"),
+    CALL("pwritev2", I, "disks"),
     CALL("close", ALL, "descriptors that are done with"),
     CALL("fcntl", M | V | I | X, "non-blocking descriptors, duplicates"),
     CALL("fstat", M | V | I | X, "kinds and sizes of open files"),

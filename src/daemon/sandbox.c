@@ -165,13 +165,13 @@ static int add_rule(scmp_filter_ctx ctx, const struct sandbox_call *c)
     case SANDBOX_REQUEST:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, UINT32_MAX, c->value));
     case SANDBOX_EQUAL:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, c->value));
+        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, c->value, 0));
     case SANDBOX_NONE_OF:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, 0));
     case SANDBOX_ALL_OF:
         return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, c->value));
     case SANDBOX_OWN_PID:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, (uint64_t)getpid()));
+        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, (uint64_t)getpid(), 0));
     }
     return -EINVAL;
 }

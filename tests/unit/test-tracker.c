@@ -318,7 +318,7 @@ static uint64_t op_cpu_now(void *opaque)
 {
     struct world *w = opaque;
 
-    return w->cpu += w->cost;
+    return atomic_fetch_add(&w->cpu, w->cost) + w->cost;
 }
 
 static uint64_t op_activity(void *opaque)
@@ -1083,7 +1083,7 @@ static uint64_t real_now(void *opaque)
 
 static uint64_t more_activity(void *opaque)
 {
-    return ((struct world *)opaque)->activity += NSEC_PER_SEC;
+    return atomic_fetch_add(&((struct world *)opaque)->activity, NSEC_PER_SEC) + NSEC_PER_SEC;
 }
 
 static uint64_t ticks_of(struct tracker *t)
