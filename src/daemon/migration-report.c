@@ -94,6 +94,20 @@ static void add_forecast(json_t *to, const struct mig_forecast *f)
     json_add(to, "forecast", o);
 }
 
+static void add_plan(json_t *to, const struct mig_plan *p)
+{
+    json_t *o;
+
+    if (!p->valid)
+        return;
+    o = json_object_new_object();
+    json_add_bool(o, "converges", p->converges);
+    if (p->converges)
+        json_add_u64(o, "total-time", p->total_ns / NSEC_PER_MSEC);
+    json_add_u64(o, "downtime", DIV_ROUND_UP(p->downtime_ns, NSEC_PER_MSEC));
+    json_add(to, "plan", o);
+}
+
 json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
 {
     json_t *o = json_object_new_object();
@@ -119,6 +133,7 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
     add_downtime(o, &r->downtime);
     add_rounds(o, r);
     add_forecast(o, &r->forecast);
+    add_plan(o, &r->plan);
     json_add_u64(o, "harvest-us", r->harvest_ns / NSEC_PER_USEC);
     json_add_u64(o, "guest-stall", stall_ns / NSEC_PER_USEC);
     json_add(o, "blockers", json_object_new_array());

@@ -209,9 +209,16 @@ static void source_give_away(void *opaque)
 
 static void log_end(const struct mig_report *r)
 {
+    char plan[80] = "";
+
+    if (r->plan.valid && r->plan.converges)
+        snprintf(plan, sizeof(plan), " (foreseen: %llu ms, %llu us)", (unsigned long long)(r->plan.total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->plan.downtime_ns / NSEC_PER_USEC));
+    else if (r->plan.valid)
+        snprintf(plan, sizeof(plan), " (foreseen: no end)");
     if (r->status == MIG_STATUS_COMPLETED)
-        log_info("migration: completed in %llu ms, downtime %llu us", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
-                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC));
+        log_info("migration: completed in %llu ms, downtime %llu us%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC), plan);
     else if (r->status == MIG_STATUS_FAILED)
         log_err("migration: failed: %s", r->why);
     else if (r->status == MIG_STATUS_CANCELLED)

@@ -45,7 +45,16 @@ struct mig_forecast {
     bool converges;
     uint64_t downtime_ns;  /* if switched over now */
     uint64_t converge_ns;  /* until the downtime limit can be kept; when it converges */
+    uint64_t final_ns;     /* the downtime then */
     char who[MIG_WHO_MAX]; /* who writes the most, when it does not and that is known */
+};
+
+/* What was foreseen when the first round had been measured, to be held against what came. */
+struct mig_plan {
+    bool valid;
+    bool converges;
+    uint64_t total_ns;    /* of all, from the start; when it converges */
+    uint64_t downtime_ns; /* of it; or if it were switched over at that moment */
 };
 
 struct mig_report {
@@ -70,6 +79,7 @@ struct mig_report {
     uint64_t harvest_ns;       /* spent on the dirty log, all rounds */
     uint64_t expected_downtime_ns;
     struct mig_forecast forecast;
+    struct mig_plan plan;
     struct mig_downtime downtime;
     struct mig_round rounds[MIG_KEEP_ROUNDS]; /* round i (from 0) at i % MIG_KEEP_ROUNDS */
 };

@@ -313,6 +313,13 @@ static bool make_forecast(struct mig_source *s, const struct mig_trend *t)
     s->report.held = s->held.pages;
     s->report.passes++;
     s->report.forecast = f;
+    if (f.valid && !s->report.plan.valid)
+        s->report.plan = (struct mig_plan){
+            .valid = true,
+            .converges = f.converges,
+            .total_ns = f.converges ? now - s->started_ns + f.converge_ns + f.final_ns : 0,
+            .downtime_ns = f.converges ? f.final_ns : f.downtime_ns,
+        };
     s->report.expected_downtime_ns = f.downtime_ns;
     fits = f.valid && f.downtime_ns <= s->parameters.downtime_limit_ns;
     pthread_mutex_unlock(&s->lock);

@@ -99,6 +99,11 @@ is "$(qmp src query-migrate | jq .forecast.converges)" false "does not converge:
 like "$(qmp src query-migrate | jq -r .forecast.who)" 'pages' "does not converge: who writes is told"
 target_gave_up "does not converge"
 
+"$VMCTL" --runtime-dir "$run" migrate --plan --bandwidth 10M --downtime 5 src >"$tap_dir/plan" 2>&1
+check "plan: it does not converge" line_in "$tap_dir/plan" 'does not converge: downtime [0-9]+ ms'
+check "plan: who is in the way" line_in "$tap_dir/plan" 'written by +(address space 0x|the kernel).*: [0-9]+ pages'
+is "$(qmp src query-dirty-log | jq '.consumers | length')" 0 "plan: leaves nothing behind"
+
 # -- the same with a throttle --
 migrate_set src '{"strategy": "throttle", "max-cpu-throttle": 30}'
 spawn_target bounded "unix:$tap_dir/bounded" --memory $MEMORY
@@ -151,6 +156,8 @@ if vm_is src running; then
     rm -f "$tap_dir/end"
     migrate_target end "unix:$tap_dir/end" --memory $MEMORY
     check "at last: moves" migrate_run src "unix:$tap_dir/end"
+    check "at last: plan and outcome stand side by side" line_in "$tap_dir/src.log" 'completed in [0-9]+ ms, .*foreseen: [0-9]+ ms'
+    is "$(qmp src query-migrate | jq .plan.converges)" true "at last: and are told"
     vm_ask end check '^check pages=' 30
     is "$vm_line" "$sum" "at last: the guest's memory is the same"
     is "$(vm_status src)" postmigrate "at last: the source is done"

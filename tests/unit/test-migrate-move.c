@@ -320,6 +320,7 @@ static void test_moves(void **state)
         same_memory(&w);
         assert_int_equal(r.channels, channels[i]);
         assert_true(r.normal > 0 && r.zero > 0 && r.passes > 1);
+        assert_true(r.plan.valid && r.plan.downtime_ns > 0);
         world_free(&w);
     }
 }
