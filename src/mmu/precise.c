@@ -356,6 +356,10 @@ static int build(struct precise *p)
         log_err("precise: guest memory consists of pages of 2 MiB, tables cannot be protected one by one");
         return -EOPNOTSUPP;
     }
+    if (p->slots[0].alias == p->slots[0].hva) {
+        log_err("precise: guest memory was restored lazily: it has one mapping, in which umbrad's own writes would wait as well");
+        return -EOPNOTSUPP;
+    }
     if (p->fd < 0)
         p->fd = precise_open();
     if (p->fd < 0)

@@ -414,6 +414,21 @@ static void test_unprivileged(void **state)
     assert_non_null(strstr(text, "vm.unprivileged_userfaultfd"));
 }
 
+/* A lazily restored snapshot has no mapping beside the guest's. */
+static void test_private(void **state)
+{
+    struct mem_config config = {.size = 2 * MiB, .private = true};
+    struct precise *p = NULL;
+    struct mem *mem;
+
+    log_set_level(LOG_LEVEL_ERR - 1);
+    assert_int_equal(mem_new(&config, &mem), 0);
+    assert_int_equal(precise_new(mem, -1, &p), -EOPNOTSUPP);
+    log_set_level(LOG_LEVEL_ERR);
+    assert_null(p);
+    mem_free(mem);
+}
+
 static void test_huge_pages(void **state)
 {
     struct mem_config config = {.size = 2 * MiB, .hugepages = true};
@@ -608,6 +623,7 @@ int main(void)
         cmocka_unit_test(test_overflow),
         cmocka_unit_test(test_registered_elsewhere),
         cmocka_unit_test(test_unprivileged),
+        cmocka_unit_test(test_private),
         cmocka_unit_test(test_huge_pages),
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_no_write_is_lost),
