@@ -35,7 +35,7 @@ static void add_compression(json_t *to, const struct mig_report *r)
 {
     json_t *o;
 
-    if (r->packed_pages == 0)
+    if (r->packed_bytes == 0)
         return;
     o = json_object_new_object();
     json_add_u64(o, "pages", r->packed_pages);

@@ -45,7 +45,7 @@ uint64_t mig_bytes_sent(const struct mig_source *s)
 
 uint64_t mig_bytes_moved(struct mig_source *s)
 {
-    return mig_bytes_sent(s) + pages_to_bytes(atomic_load(&s->packed_pages)) - atomic_load(&s->packed_bytes);
+    return mig_bytes_sent(s) + atomic_load(&s->saved);
 }
 
 /* -- the work -- */
@@ -123,8 +123,8 @@ static void pack(struct mig_sender *c, struct mig_message *m, uint8_t head[MIG_P
     m->head_len = MIG_PACKED_FIXED;
     m->raw = packed;
     m->raw_count = 1;
-    atomic_fetch_add(&c->source->packed_bytes, len);
     atomic_fetch_add(&c->source->packed_pages, data_pages);
+    atomic_fetch_add(&c->source->saved, pages_to_bytes(data_pages) - len);
 }
 
 static uint64_t raw_length(const struct mig_message *m)

@@ -39,7 +39,8 @@ struct mig_source {
     atomic_int_fast64_t left;
     uint64_t *present;
     atomic_uint_fast64_t normal, zero;
-    atomic_uint_fast64_t packed_pages, packed_bytes;
+    /* Packed pages, and by how many bytes they got smaller: one counter, so that what was moved never seems to shrink. */
+    atomic_uint_fast64_t packed_pages, saved;
 
     pthread_mutex_t lock; /* protects what follows, up to the senders */
     pthread_cond_t wake;  /* senders wait: work, parameters or end */

@@ -63,7 +63,7 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
     ret->normal = atomic_load(&s->normal);
     ret->zero = atomic_load(&s->zero);
     ret->packed_pages = atomic_load(&s->packed_pages);
-    ret->packed_bytes = atomic_load(&s->packed_bytes);
+    ret->packed_bytes = pages_to_bytes(ret->packed_pages) - MIN(atomic_load(&s->saved), pages_to_bytes(ret->packed_pages));
     pthread_mutex_unlock(&s->lock);
 }
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/util.h"
 
 /* With TLS 1.3 a client is done before the server has looked at its certificate: this byte of the server says that it has. */
@@ -164,17 +165,19 @@ static ssize_t try_step(struct mig_tls_session *s, enum step step, void *buf, si
 static ssize_t do_step(struct mig_tls_session *s, enum step step, void *buf, size_t len, unsigned int timeout_ms,
                        struct mig_error *err)
 {
+    /* Of the whole step: a peer that sends a byte now and then is not waited for any longer. */
+    uint64_t end = clock_ns() + timeout_ms * NSEC_PER_MSEC;
+
     for (;;) {
         struct pollfd p = {.fd = s->fd};
         ssize_t r = try_step(s, step, buf, len, &p.events, err);
-        int n;
+        uint64_t now = clock_ns();
 
         if (r != -EAGAIN)
             return r;
-        n = poll(&p, 1, timeout_ms ? (int)MIN(timeout_ms, (unsigned int)INT_MAX) : -1);
-        if (n == 0)
+        if (timeout_ms && now >= end)
             return -ETIMEDOUT;
-        if (n < 0 && errno != EINTR)
+        if (poll(&p, 1, timeout_ms ? (int)MIN((end - now) / NSEC_PER_MSEC + 1, (uint64_t)INT_MAX) : -1) < 0 && errno != EINTR)
             return -errno;
     }
 }

@@ -245,6 +245,22 @@ static void test_ends(void **state)
     assert_int_equal(mig_receive(&ends[0].stream, &f, &err), -ECONNRESET);
     part(ends);
 
+    /* A peer that says nothing. */
+    {
+        struct mig_tls *tls = load("one");
+        struct mig_stream silent;
+        int fds[2];
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+        mig_stream_init(&silent, fds[0], true);
+        mig_stream_set_timeout(&silent, 20);
+        err.text[0] = '\0';
+        assert_int_equal(mig_stream_secure(&silent, tls, NULL, &err), -ETIMEDOUT);
+        mig_stream_clear(&silent);
+        close(fds[1]);
+        mig_tls_free(tls);
+    }
+
     /* No descriptor goes through it. */
     meet(ends, "one", NULL, "two");
     fd = dup(0);
