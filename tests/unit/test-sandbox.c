@@ -439,7 +439,7 @@ int main(int argc, char **argv)
     }
 #if defined(__SANITIZE_ADDRESS__) || SANITIZED
     print_message("1..0 # SKIP a sanitizer makes system calls of its own\n");
-    return 77;
+    return 0;
 #endif
     return cmocka_run_group_tests_name("sandbox", tests, NULL, NULL);
 }
