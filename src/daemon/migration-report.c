@@ -108,9 +108,9 @@ static void add_plan(json_t *to, const struct mig_plan *p)
     json_add(to, "plan", o);
 }
 
-json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
+json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, const char *blocker)
 {
-    json_t *o = json_object_new_object();
+    json_t *o = json_object_new_object(), *blockers;
 
     /* As QEMU: an empty object before the first. */
     if (r->status == MIG_STATUS_NONE)
@@ -136,6 +136,9 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
     add_plan(o, &r->plan);
     json_add_u64(o, "harvest-us", r->harvest_ns / NSEC_PER_USEC);
     json_add_u64(o, "guest-stall", stall_ns / NSEC_PER_USEC);
-    json_add(o, "blockers", json_object_new_array());
+    blockers = json_object_new_array();
+    if (blocker)
+        json_push(blockers, json_object_new_string(blocker));
+    json_add(o, "blockers", blockers);
     return o;
 }

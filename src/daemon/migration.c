@@ -645,12 +645,14 @@ void migration_set(struct migration *mg, const struct migration_settings *settin
 json_t *migration_query(struct migration *mg)
 {
     struct mig_report r = {.status = MIG_STATUS_NONE};
+    char error[MIGRATION_ERROR_MAX];
 
     if (mg->source)
         mig_source_report(mg->source, &r);
     else if (mg->target)
         mig_target_report(mg->target, &r);
-    return migration_report_json(&r, mg->stall_ns + mg->throttle.held_ns);
+    return migration_report_json(&r, mg->stall_ns + mg->throttle.held_ns,
+                                 check_start(mg, "tcp:", false, error) < 0 ? error : NULL);
 }
 
 /* -- making and freeing -- */

@@ -68,6 +68,7 @@ check "strangers: logged" line_in "$tap_dir/door.log" 'no migration stream'
 migrate_set src '{"max-bandwidth": 1000000}'
 migrate_start src "unix:$tap_dir/door"
 check "cancel: it runs" wait_until 10 migrate_is src active
+is "$(qmp src query-migrate | jq -r '.blockers[]')" "there is a migration already" "cancel: what blocks another one is told"
 check "cancel: a second one is refused" not migrate_start src "unix:$tap_dir/door" 2>/dev/null
 qmp src migrate_cancel >/dev/null
 wait_until 10 migrate_over src
