@@ -11,11 +11,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "ctl/cloud.h"
 #include "ctl/ctl.h"
+#include "ctl/program.h"
 #include "ctl/vms.h"
 
 #define DEFAULT_EDITOR "vi"
@@ -74,27 +75,12 @@ static int open_draft(struct config_file *f, int *ret_fd)
 
 /* -- running umbrad and the editor -- */
 
-/* Run a program and wait for it; its stdout goes to `out` unless that is -1. Its exit status, 128 + a signal, or -errno. */
+/* Its exit status, 128 + a signal, or -errno. */
 static int run_program(char *const *argv, int out)
 {
-    int status;
-    pid_t pid;
+    const struct program p = {.argv = argv, .out = out, .err = -1};
 
-    fflush(stdout);
-    pid = fork();
-    if (pid < 0)
-        return -errno;
-    if (pid == 0) {
-        if (out >= 0 && dup2(out, STDOUT_FILENO) < 0)
-            _exit(127);
-        execvp(argv[0], argv);
-        ctl_error("%s: %s", argv[0], strerror(errno));
-        _exit(127);
-    }
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return program_run(&p);
 }
 
 char *ctl_umbrad(void)
@@ -169,11 +155,11 @@ static int put_in_place(struct config_file *f, mode_t mode, bool only_new)
 
 /* -- create -- */
 
-/* Have umbrad turn the options into a file. */
-static int write_options(struct ctl *ctl, int fd)
+/* Have umbrad turn the options into a file: those a cloud image led to, then the caller's. */
+static int write_options(struct ctl *ctl, const struct cloud *cloud, int fd)
 {
     char print[] = "--print-config", runtime_dir[] = "--runtime-dir=/run/umbra";
-    _cleanup_free_ char **argv = calloc((size_t)ctl->arg_count + 4, sizeof(*argv));
+    _cleanup_free_ char **argv = calloc((size_t)ctl->arg_count + CLOUD_MAX_ARGS + 4, sizeof(*argv));
     int r;
 
     if (!argv)
@@ -181,17 +167,98 @@ static int write_options(struct ctl *ctl, int fd)
     argv[0] = ctl_umbrad();
     argv[1] = print;
     argv[2] = runtime_dir;
-    memcpy(&argv[3], ctl->args, (size_t)ctl->arg_count * sizeof(*argv));
+    memcpy(&argv[3], cloud->args, (size_t)cloud->arg_count * sizeof(*argv));
+    memcpy(&argv[3 + cloud->arg_count], ctl->args, (size_t)ctl->arg_count * sizeof(*argv));
     r = run_program(argv, fd);
     if (r < 0)
         ctl_error("%s: %s", argv[0], strerror(-r));
     return r == 0 ? CTL_DONE : r == 2 ? CTL_USAGE : CTL_FAILED;
 }
 
+/* Take --NAME VALUE or --NAME=VALUE of ours off what stands behind the VM's name; the value, or NULL. */
+static const char *take_option(struct ctl *ctl, const char *name)
+{
+    const char *value = ctl_opt(ctl, name);
+    size_t len = strlen(name);
+
+    for (int i = 0, n; i < ctl->arg_count; i++) {
+        const char *arg = ctl->args[i];
+
+        if (strncmp(arg, "--", 2) != 0 || strncmp(arg + 2, name, len) != 0)
+            continue;
+        if (arg[2 + len] == '=') {
+            value = arg + 3 + len;
+            n = 1;
+        } else if (arg[2 + len] == '\0' && i + 1 < ctl->arg_count) {
+            value = ctl->args[i + 1];
+            n = 2;
+        } else {
+            continue;
+        }
+        memmove(&ctl->args[i], &ctl->args[i + n], (size_t)(ctl->arg_count - i - n) * sizeof(*ctl->args));
+        ctl->arg_count -= n;
+        i--;
+    }
+    return value;
+}
+
+static bool has_option(const struct ctl *ctl, const char *name)
+{
+    size_t len = strlen(name);
+
+    for (int i = 0; i < ctl->arg_count; i++)
+        if (strncmp(ctl->args[i], "--", 2) == 0 && strncmp(ctl->args[i] + 2, name, len) == 0 &&
+            strchr("=", ctl->args[i][2 + len]))
+            return true;
+    return false;
+}
+
+static int make_cloud(struct ctl *ctl, struct cloud *cloud, const char *name)
+{
+    const char *state_dir = take_option(ctl, "state-dir");
+
+    *cloud = (struct cloud){
+        .name = name,
+        .image = take_option(ctl, "cloud-image"),
+        .user_data = take_option(ctl, "user-data"),
+        .meta_data = take_option(ctl, "meta-data"),
+        .disk_size = take_option(ctl, "disk-size"),
+        .own_kernel = has_option(ctl, "kernel"),
+        .own_initrd = has_option(ctl, "initrd"),
+        .own_cmdline = has_option(ctl, "cmdline"),
+    };
+    if (cloud->image)
+        return cloud_make(cloud, state_dir ? state_dir : UMBRA_STATEDIR);
+    if (cloud->user_data || cloud->meta_data || cloud->disk_size)
+        return ctl_usage(ctl, "--user-data, --meta-data and --disk-size go with --cloud-image");
+    return CTL_DONE;
+}
+
+static int create(struct ctl *ctl, struct config_file *f, const struct cloud *cloud)
+{
+    _cleanup_close_ int fd = -1;
+    int r = open_draft(f, &fd);
+
+    if (r == CTL_DONE)
+        r = write_options(ctl, cloud, fd);
+    if (r)
+        return r;
+    switch (put_in_place(f, FILE_MODE, true)) {
+    case 0:
+        printf("%s: written; systemctl start umbra@%s starts it\n", f->path, f->name);
+        return CTL_DONE;
+    case -EEXIST:
+        ctl_error("%s: somebody else has just made it", f->path);
+        return CTL_FAILED;
+    default:
+        return CTL_FAILED;
+    }
+}
+
 int ctl_cmd_create(struct ctl *ctl)
 {
     _cleanup_config_file_ struct config_file f = {0};
-    _cleanup_close_ int fd = -1;
+    struct cloud cloud = {0};
     int r = find_file(ctl, &f);
 
     if (r == CTL_DONE && access(f.path, F_OK) == 0) {
@@ -199,21 +266,11 @@ int ctl_cmd_create(struct ctl *ctl)
         return CTL_FAILED;
     }
     if (r == CTL_DONE)
-        r = open_draft(&f, &fd);
+        r = make_cloud(ctl, &cloud, f.name);
     if (r == CTL_DONE)
-        r = write_options(ctl, fd);
-    if (r)
-        return r;
-    switch (put_in_place(&f, FILE_MODE, true)) {
-    case 0:
-        printf("%s: written; systemctl start umbra@%s starts it\n", f.path, f.name);
-        return CTL_DONE;
-    case -EEXIST:
-        ctl_error("%s: somebody else has just made it", f.path);
-        return CTL_FAILED;
-    default:
-        return CTL_FAILED;
-    }
+        r = create(ctl, &f, &cloud);
+    cloud_clear(&cloud, r == CTL_DONE);
+    return r;
 }
 
 /* -- edit -- */

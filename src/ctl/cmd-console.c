@@ -188,7 +188,8 @@ static int no_console(struct ctl *ctl, const struct failure *f)
         ctl_error("%s: not running (nobody listens in %s/%s)", ctl->vm, ctl->runtime_dir, ctl->vm);
         return CTL_NO_VM;
     }
-    ctl_error("%s has no console socket (umbrad was not started with --console socket)", ctl->vm);
+    ctl_error("%s has no console socket (umbrad was not started with --%s socket)", ctl->vm,
+              ctl_opt(ctl, "virtio") ? "virtio-console" : "console");
     return CTL_FAILED;
 }
 
@@ -208,7 +209,7 @@ int ctl_cmd_console(struct ctl *ctl)
     console_escape_name(c.keys.escape, c.escape_name);
     r = ctl_opt_seconds(ctl, "idle", 0, INT_MAX / 2, &c.idle_ms);
     if (r == CTL_DONE)
-        r = vms_path(ctl, "console.sock", path, sizeof(path));
+        r = vms_path(ctl, ctl_opt(ctl, "virtio") ? "virtio-console.sock" : "console.sock", path, sizeof(path));
     if (r)
         return r;
     if (client_connect(path, &client, &f) < 0)

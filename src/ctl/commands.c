@@ -20,7 +20,13 @@ static const struct ctl_option shutdown_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option balloon_options[] = {
+    {0, "stats", "SECONDS", "read the guest's memory statistics so often (0: not any more)"},
+    END_OF_OPTIONS,
+};
+
 static const struct ctl_option console_options[] = {
+    {0, "virtio", NULL, "the second console (umbrad --virtio-console socket)"},
     {'e', "escape", "KEY", "escape key: ^] (default), ^A and the like, or none"},
     {0, "idle", "SECONDS", "end when input is over and nothing was printed for so long"},
     END_OF_OPTIONS,
@@ -119,6 +125,16 @@ static const struct ctl_option config_options[] = {
     END_OF_OPTIONS,
 };
 
+static const struct ctl_option create_options[] = {
+    {0, "config-dir", "DIR", "where configuration files are (default " UMBRA_SYSCONFDIR ")"},
+    {0, "cloud-image", "FILE", "make the VM from a raw cloud image: a copy is its root disk"},
+    {0, "user-data", "FILE", "with --cloud-image: cloud-init's user data"},
+    {0, "meta-data", "FILE", "cloud-init's meta data (default: the VM's name as host name)"},
+    {0, "disk-size", "SIZE", "how large the root disk is (default: as the image)"},
+    {0, "state-dir", "DIR", "where its disks go (default " UMBRA_STATEDIR ")"},
+    END_OF_OPTIONS,
+};
+
 static const struct ctl_option doctor_options[] = {
     {0, "bandwidth", "MIB", "what a migration could send a second (default 1000)"},
     {0, "strict", NULL, "fail if something is a warning or worse"},
@@ -134,6 +150,7 @@ const struct ctl_command ctl_commands[] = {
     {"shutdown", "[VM]", "press the power button and wait for the guest", shutdown_options, CTL_VM, 0,
      ctl_cmd_shutdown},
     {"kill", "[VM]", "end a VM at once, even one that does not answer", NULL, CTL_VM, 0, ctl_cmd_kill},
+    {"balloon", "[VM] [SIZE]", "how much memory the guest keeps, or is to keep", balloon_options, CTL_VM, 1, ctl_cmd_balloon},
     {"console", "[VM]", "the guest's serial console", console_options, CTL_VM, 0, ctl_cmd_console},
     {"stats", "[VM] [NAME]...", "KVM's statistics, by KVM's names", stats_options, CTL_VM, -1, ctl_cmd_stats},
     {"dirty start", "[VM] [CONSUMER]", "begin to log which pages are written", dirty_start_options, CTL_VM, 1,
@@ -164,7 +181,7 @@ const struct ctl_command ctl_commands[] = {
     {"snapshot show", "DIR", "what a snapshot is and stands on", snapshot_show_options, 0, 1, ctl_cmd_snapshot_show},
     {"restore", "DIR [-- OPTION]...", "go on from a snapshot, with options of umbrad", restore_options, 0, -1,
      ctl_cmd_restore},
-    {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", config_options, CTL_FOREIGN, -1, ctl_cmd_create},
+    {"create", "NAME [UMBRAD-OPTION]...", "write a VM's configuration file", create_options, CTL_FOREIGN, -1, ctl_cmd_create},
     {"edit", "NAME", "change a VM's configuration file in an editor", config_options, 0, 1, ctl_cmd_edit},
     {"remove", "NAME", "remove the configuration file of a VM that does not run", config_options, 0, 1, ctl_cmd_remove},
     {"doctor", "[VM]", "what an expert would say of a VM, or of this host", doctor_options, 0, 1, ctl_cmd_doctor},

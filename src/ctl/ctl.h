@@ -158,6 +158,8 @@ int ctl_cmd_reset(struct ctl *ctl);
 int ctl_cmd_shutdown(struct ctl *ctl);
 int ctl_cmd_kill(struct ctl *ctl);
 
+int ctl_cmd_balloon(struct ctl *ctl);
+
 int ctl_cmd_console(struct ctl *ctl);
 
 int ctl_cmd_stats(struct ctl *ctl);

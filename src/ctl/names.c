@@ -160,6 +160,7 @@ static void keep(struct names *n)
 
 int names_look(struct names *n)
 {
+    char earlier[sizeof(n->why)];
     struct spaces s;
     size_t chosen;
     int r;
@@ -167,6 +168,7 @@ int names_look(struct names *n)
     if (!n->in)
         return CTL_DONE;
     keep(n);
+    memcpy(earlier, n->why, sizeof(earlier));
     n->why[0] = '\0';
     inspect_forget(n->in);
     r = ask_spaces(n, &s);
@@ -174,7 +176,8 @@ int names_look(struct names *n)
         return r;
     if (inspect_choose_root(n->in, s.roots, s.count, &chosen) == 0)
         inspect_look(n->in, s.roots[chosen], (unsigned int)s.levels[chosen]);
-    return no_names(n, inspect_why(n->in));
+    /* A name takes two looks: where the one before found nothing, its reason is the one. */
+    return no_names(n, n->before_count || inspect_why(n->in)[0] ? inspect_why(n->in) : earlier);
 }
 
 /* -- finding ------------------------------------------------------------------ */

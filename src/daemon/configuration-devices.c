@@ -94,3 +94,91 @@ int config_add_disk(struct config *c, const char *value, char *error)
         r = set_disk_word(disk, word, error);
     return r;
 }
+
+/* off or on at the value's begin, with `word` for what stands behind it. */
+static int set_switch(struct config *c, const char *value, bool *to, char *error,
+                      int (*set_word)(struct config *c, const char *word, char *error))
+{
+    static const char *const values[] = {"off", "on", NULL};
+    _cleanup_free_ char *text = strdup(value);
+    char *at = text, *word;
+    int r;
+
+    if (!text)
+        return -ENOMEM;
+    r = config_choose(values, config_next_word(&at), error);
+    if (r < 0)
+        return r;
+    *to = r == 1;
+    if (!*to && at)
+        return config_fail(error, "\"off\" takes no more words");
+    r = 0;
+    while (r == 0 && (word = config_next_word(&at)))
+        r = set_word(c, word, error);
+    return r;
+}
+
+static int set_rng_word(struct config *c, const char *word, char *error)
+{
+    uint64_t rate;
+
+    if (strncmp(word, "rate=", 5) != 0)
+        return config_fail(error, "\"%.40s\" is not rate=BYTES", word);
+    if (size_parse(word + 5, &rate) < 0 || rate < VRNG_RATE_MIN || rate > VRNG_RATE_MAX)
+        return config_fail(error, "rate: \"%.40s\" is not a size from %u bytes to 1T", word + 5, VRNG_RATE_MIN);
+    c->rng.rate = rate;
+    return 0;
+}
+
+int config_set_rng(struct config *c, const char *value, char *error)
+{
+    c->rng = (struct vrng_config){0};
+    return set_switch(c, value, &c->rng.on, error, set_rng_word);
+}
+
+static int set_balloon_word(struct config *c, const char *word, char *error)
+{
+    if (strcmp(word, "free-page-reporting") == 0)
+        c->balloon.reporting = true;
+    else if (strcmp(word, "deflate-on-oom") == 0)
+        c->balloon.deflate_on_oom = true;
+    else
+        return config_fail(error, "\"%.40s\" is none of free-page-reporting, deflate-on-oom", word);
+    return 0;
+}
+
+int config_set_balloon(struct config *c, const char *value, char *error)
+{
+    c->balloon = (struct vballoon_config){0};
+    return set_switch(c, value, &c->balloon.on, error, set_balloon_word);
+}
+
+static int set_where(enum chardev_kind *kind, char **path, const char *value, char *error)
+{
+    static const char *const values[] = {"none", "stdio", "socket", "pty", "file:PATH", NULL};
+    static const enum chardev_kind kinds[] = {CHARDEV_NULL, CHARDEV_STDIO, CHARDEV_SOCKET, CHARDEV_PTY};
+    int i;
+
+    if (strncmp(value, "file:", 5) == 0) {
+        *kind = CHARDEV_FILE;
+        return config_set_path(path, value + 5, error);
+    }
+    i = config_choose(values, value, error);
+    if (i < 0)
+        return i;
+    if (i >= (int)ARRAY_SIZE(kinds))
+        return config_fail(error, "file: wants a path, as in file:/tmp/console.log");
+    *kind = kinds[i];
+    return 0;
+}
+
+int config_set_console(struct config *c, const char *value, char *error)
+{
+    return set_where(&c->console, &c->console_path, value, error);
+}
+
+int config_set_virtio_console(struct config *c, const char *value, char *error)
+{
+    c->virtio_console = strcmp(value, "off") != 0;
+    return c->virtio_console ? set_where(&c->virtio_console_kind, &c->virtio_console_path, value, error) : 0;
+}

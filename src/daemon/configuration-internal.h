@@ -27,5 +27,9 @@ int config_read_snapshot(struct config *c, char *error);
 
 /* Options of devices, as struct option_row wants them. */
 int config_add_disk(struct config *c, const char *value, char *error);
+int config_set_rng(struct config *c, const char *value, char *error);
+int config_set_balloon(struct config *c, const char *value, char *error);
+int config_set_console(struct config *c, const char *value, char *error);
+int config_set_virtio_console(struct config *c, const char *value, char *error);
 
 #endif

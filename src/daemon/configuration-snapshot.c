@@ -10,7 +10,8 @@
 #include "migrate/snapshot-open.h"
 
 /* Keys that a snapshot may set. Where things go on this host (console, sockets, what is logged) is not its business. */
-static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "cpu-off", "disk", "test-device"};
+static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "cpu-off", "disk", "test-device",
+                                         "rng", "balloon", "virtio-console"};
 
 static void add_path(json_t *o, const char *key, const char *path)
 {
@@ -67,6 +68,20 @@ static void add_cpu_off(json_t *o, cpuid_features off)
         json_add_str(o, "cpu-off", list);
 }
 
+/* That there is a second console, not where it goes. */
+static void add_small_devices(json_t *o, const struct config *c)
+{
+    char rng[64], balloon[64];
+
+    snprintf(rng, sizeof(rng), c->rng.on && c->rng.rate ? "on,rate=%llu" : c->rng.on ? "on" : "off",
+             (unsigned long long)c->rng.rate);
+    snprintf(balloon, sizeof(balloon), "%s%s%s", c->balloon.on ? "on" : "off",
+             c->balloon.reporting ? ",free-page-reporting" : "", c->balloon.deflate_on_oom ? ",deflate-on-oom" : "");
+    json_add_str(o, "rng", rng);
+    json_add_str(o, "balloon", balloon);
+    json_add_str(o, "virtio-console", c->virtio_console ? "socket" : "off");
+}
+
 json_t *config_describe(const struct config *c)
 {
     json_t *o = json_object_new_object(), *disks;
@@ -79,6 +94,7 @@ json_t *config_describe(const struct config *c)
     json_add_u64(o, "cpus", c->cpus);
     add_cpu_off(o, c->cpu_off);
     json_add_bool(o, "test-device", c->test_device);
+    add_small_devices(o, c);
     if (c->disk_count > 0) {
         disks = json_object_new_array();
         for (unsigned int i = 0; i < c->disk_count; i++)
@@ -100,7 +116,10 @@ static int check_keys(const json_t *config, const char *dir, char *error)
             config_fail(error, "%.150s/meta.json: config: \"%.40s\" is nothing that a snapshot may set", dir, key);
             return -EBADMSG;
         }
-        (void)value;
+        if (strcmp(key, "virtio-console") == 0 && strncmp(json_object_get_string((json_t *)value), "file:", 5) == 0) {
+            config_fail(error, "%.150s/meta.json: config: virtio-console: a snapshot does not say where output goes", dir);
+            return -EBADMSG;
+        }
     }
     return 0;
 }

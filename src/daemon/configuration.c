@@ -145,25 +145,6 @@ static int set_cpus(struct config *c, const char *value, char *error)
     return 0;
 }
 
-static int set_console(struct config *c, const char *value, char *error)
-{
-    static const char *const values[] = {"none", "stdio", "socket", "pty", "file:PATH", NULL};
-    static const enum chardev_kind kinds[] = {CHARDEV_NULL, CHARDEV_STDIO, CHARDEV_SOCKET, CHARDEV_PTY};
-    int i;
-
-    if (strncmp(value, "file:", 5) == 0) {
-        c->console = CHARDEV_FILE;
-        return config_set_path(&c->console_path, value + 5, error);
-    }
-    i = config_choose(values, value, error);
-    if (i < 0)
-        return i;
-    if (i >= (int)ARRAY_SIZE(kinds))
-        return config_fail(error, "file: wants a path, as in file:/tmp/console.log");
-    c->console = kinds[i];
-    return 0;
-}
-
 static int set_paging(struct config *c, const char *value, char *error)
 {
     static const char *const values[] = {[CONFIG_PAGING_SHADOW] = "shadow", [CONFIG_PAGING_ANY] = "any", NULL};
@@ -463,9 +444,15 @@ static const struct option_row options[] = {
     {"cmdline", "TEXT", "kernel command line", EVERYWHERE, set_cmdline, false},
     {"memory", "SIZE", "guest memory, as 512M or 4G (default 512M)", EVERYWHERE, set_memory, false},
     {"cpus", "N", "virtual CPUs, 1 to 32 (default 1)", EVERYWHERE, set_cpus, false},
-    {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, set_console, false},
+    {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, config_set_console, false},
     {"disk", "PATH[,WORD]...", "add a raw image or block device: ro, direct, aio=io_uring|threads, serial=TEXT, queues=N",
      EVERYWHERE, config_add_disk, true},
+    {"rng", "off|on[,rate=BYTES]", "random numbers for the guest (default on), so many bytes a second at most", EVERYWHERE,
+     config_set_rng, false},
+    {"balloon", "off|on[,WORD]...", "lend memory back to the host (default off): free-page-reporting, deflate-on-oom", EVERYWHERE,
+     config_set_balloon, false},
+    {"virtio-console", "WHERE", "a second, fast console (hvc0): off (default), socket, stdio, pty, file:PATH, none", EVERYWHERE,
+     config_set_virtio_console, false},
     {"paging", "MODE", "shadow: start only where KVM uses shadow page tables (default); any", EVERYWHERE, set_paging, false},
     {"dirty-log", "KIND", "how KVM reports written pages: bitmap (default) or ring", EVERYWHERE, set_dirty_log, false},
     {"mmu", "MODE", "track guest page tables: live (default), precise, on-demand, off", EVERYWHERE, set_mmu, false},
@@ -517,6 +504,7 @@ void config_init(struct config *c)
         .memory = CONFIG_DEFAULT_MEMORY,
         .cpus = 1,
         .console = CHARDEV_SOCKET,
+        .rng = {.on = true},
         .paging = CONFIG_PAGING_SHADOW,
         .dirty_log = DIRTY_BITMAP,
         .page_limit_share = PAGE_LIMIT_SHARE_DEFAULT,
@@ -533,6 +521,7 @@ void config_clear(struct config *c)
     free(c->initrd);
     free(c->cmdline);
     free(c->console_path);
+    free(c->virtio_console_path);
     free(c->incoming);
     free(c->metrics);
     free(c->restore);
@@ -831,6 +820,8 @@ int config_check(const struct config *c, char *error)
         return config_fail(error, "--restore and --incoming exclude each other");
     if ((c->eager || c->verify) && !c->restore)
         return config_fail(error, "--%s goes with --restore only", c->eager ? "eager" : "verify");
+    if (c->console == CHARDEV_STDIO && c->virtio_console && c->virtio_console_kind == CHARDEV_STDIO)
+        return config_fail(error, "--console and --virtio-console cannot both be stdio");
     if (c->hugepages && !is_aligned(c->memory, 2 * MiB))
         return config_fail(error, "--hugepages: memory of %" PRIu64 " bytes is not a multiple of 2 MiB", c->memory);
     return 0;

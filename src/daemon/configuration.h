@@ -10,7 +10,9 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/rng.h"
 #include "mmu/dirty.h"
 #include "vcpu/cpuid.h"
 #include "mmu/tracker.h"
@@ -65,6 +67,11 @@ struct config {
     bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
+    struct vrng_config rng;
+    struct vballoon_config balloon;
+    bool virtio_console;
+    enum chardev_kind virtio_console_kind;
+    char *virtio_console_path; /* file:PATH */
     enum config_paging paging;
     enum dirty_backend dirty_log;
     unsigned int page_limit_share; /* percent */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/host-limits.h"
 #include "vcpu/host.h"
 
 static const char *yes_no(bool yes)
@@ -14,6 +15,7 @@ static const char *yes_no(bool yes)
 
 int host_report(const char *kvm_path)
 {
+    struct host_limits limits;
     struct host_info h;
     int r = host_probe(kvm_path, &h);
 
@@ -31,5 +33,7 @@ int host_report(const char *kvm_path)
     printf("dirty ring: %s\n", yes_no(h.dirty_ring));
     printf("binary statistics: %s\n", yes_no(h.stats_fd));
     printf("userfaultfd: %s\n", yes_no(h.userfaultfd));
+    host_limits_read("", &limits);
+    host_limits_print(&limits, stdout);
     return 0;
 }

@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/util.h"
@@ -53,6 +54,16 @@ static int allow_incoming(struct landlock *l, const char *uri)
     return landlock_allow(l, dirname(path), LANDLOCK_SOCKETS);
 }
 
+/* One that is not there would be found out about at the first snapshot only, as a refusal. */
+static int allow_snapshots(struct landlock *l, const char *dir)
+{
+    int r = dir && access(dir, W_OK | X_OK) < 0 ? -errno : 0;
+
+    if (r < 0)
+        log_err_errno(r, "snapshot-dir: %s: nothing can be written there", dir);
+    return r < 0 || !dir ? r : landlock_allow(l, dir, LANDLOCK_WRITE);
+}
+
 static int allow_all(struct landlock *l, const struct config *c, const struct rundir *rundir)
 {
     char state[PATH_MAX];
@@ -63,8 +74,8 @@ static int allow_all(struct landlock *l, const struct config *c, const struct ru
         r = landlock_allow(l, c->runtime_dir, LANDLOCK_WRITE);
     if (r == 0 && snprintf(state, sizeof(state), "%s/%s", UMBRA_STATEDIR, c->name) < (int)sizeof(state))
         r = landlock_allow(l, state, LANDLOCK_WRITE);
-    if (r == 0 && c->snapshot_dir)
-        r = landlock_allow(l, c->snapshot_dir, LANDLOCK_WRITE);
+    if (r == 0)
+        r = allow_snapshots(l, c->snapshot_dir);
     /* Certificates expire: they are read again for each migration. */
     if (r == 0 && c->tls_creds)
         r = landlock_allow(l, c->tls_creds, LANDLOCK_READ);

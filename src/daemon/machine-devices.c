@@ -11,6 +11,9 @@
 #include "base/util.h"
 #include "device/devices.h"
 #include "device/io-thread.h"
+#include "device/virtio/balloon.h"
+#include "device/virtio/console.h"
+#include "device/virtio/rng.h"
 
 struct entry {
     enum machine_device kind;
@@ -20,7 +23,7 @@ struct entry {
 
 struct machine_devices {
     const struct config *config;
-    struct chardev *console;
+    struct chardev *console, *virtio_console;
     struct io_thread *io; /* NULL: no device wants one */
     struct entry *entries;
     unsigned int count;
@@ -30,7 +33,7 @@ struct machine_devices {
 struct making {
     const struct config *config;
     const struct device_env *env;
-    struct chardev *console;
+    struct chardev *console, *virtio_console;
     unsigned int index; /* among those of the kind */
     unsigned int slot;  /* virtio-mmio's, of a virtio device */
 };
@@ -84,6 +87,36 @@ static unsigned int count_disks(const struct config *c)
     return c->disk_count;
 }
 
+static int create_rng(const struct making *m, struct device **ret)
+{
+    return vrng_create(m->env, &m->config->rng, m->slot, ret);
+}
+
+static unsigned int count_rng(const struct config *c)
+{
+    return c->rng.on;
+}
+
+static int create_balloon(const struct making *m, struct device **ret)
+{
+    return vballoon_create(m->env, &m->config->balloon, m->slot, ret);
+}
+
+static unsigned int count_balloon(const struct config *c)
+{
+    return c->balloon.on;
+}
+
+static int create_virtio_console(const struct making *m, struct device **ret)
+{
+    return vconsole_create(m->env, m->virtio_console, m->slot, ret);
+}
+
+static unsigned int count_virtio_console(const struct config *c)
+{
+    return c->virtio_console;
+}
+
 static const struct row table[DEVICE_KINDS] = {
     [DEVICE_SERIAL] = {"serial port", false, NULL, create_serial},
     [DEVICE_I8042] = {"keyboard controller", false, NULL, create_i8042},
@@ -91,6 +124,9 @@ static const struct row table[DEVICE_KINDS] = {
     [DEVICE_ACPI_PM] = {"ACPI power", false, NULL, create_acpi_pm},
     [DEVICE_TEST] = {"test device", false, count_testdev, create_testdev},
     [DEVICE_DISK] = {"disk", true, count_disks, create_disk},
+    [DEVICE_RNG] = {"random numbers", true, count_rng, create_rng},
+    [DEVICE_BALLOON] = {"balloon", true, count_balloon, create_balloon},
+    [DEVICE_VIRTIO_CONSOLE] = {"virtio console", true, count_virtio_console, create_virtio_console},
 };
 
 static unsigned int count_of(const struct config *config, enum machine_device kind)
@@ -141,7 +177,8 @@ static int create(struct machine_devices *d, enum machine_device kind, struct ma
 
 static int create_all(struct machine_devices *d, const struct device_env *env)
 {
-    struct making making = {.config = d->config, .env = env, .console = d->console};
+    struct making making = {.config = d->config, .env = env, .console = d->console,
+                             .virtio_console = d->virtio_console};
 
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         for (making.index = 0; making.index < count_of(d->config, kind); making.index++) {
@@ -166,7 +203,7 @@ static int start_io(struct machine_devices *d)
 }
 
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct machine_devices **ret)
+                        struct chardev *virtio_console, struct machine_devices **ret)
 {
     struct machine_devices *d = calloc(1, sizeof(*d));
     struct device_env with_io = *env;
@@ -177,6 +214,7 @@ int machine_devices_new(const struct config *config, const struct device_env *en
         return -ENOMEM;
     d->config = config;
     d->console = console;
+    d->virtio_console = virtio_console;
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         n += count_of(config, kind);
     d->entries = calloc(n, sizeof(*d->entries));

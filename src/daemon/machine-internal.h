@@ -15,6 +15,7 @@ enum request {
     REQUEST_POWEROFF = 1 << 3,
     REQUEST_RESET = 1 << 4,
     REQUEST_IO_ERROR = 1 << 5, /* io_errors */
+    REQUEST_BALLOON = 1 << 7, /* the guest's balloon has another size */
     REQUEST_PAGE_LIMIT = 1 << 6, /* KVM's page limit was changed */
 };
 
@@ -29,7 +30,9 @@ struct machine {
     struct vm *vm;
     struct machine_mmu *mmu;
     struct boot_image *image;
-    struct chardev *console;
+    struct chardev *console, *virtio_console; /* the latter NULL where the guest has none */
+    struct event *balloon_event; /* pending: BALLOON_CHANGE was told within the last second */
+    bool balloon_untold;         /* and the size has changed since */
     struct device_host device_host;
     struct machine_devices *devices;
     struct acpi_mmio_device mmio[VIRTIO_MMIO_SLOTS];
@@ -59,6 +62,17 @@ void machine_emit(struct machine *m, const char *name, json_t *data);
 void machine_end(struct machine *m, int status);
 /* Carry out what vCPUs and devices asked for. */
 void machine_take_requests(struct machine *m);
+
+/* machine-console.c: the backends of both consoles; open: 0 or -errno, logged. Drain waits for at most a second each. */
+int machine_consoles_open(struct machine *m);
+void machine_consoles_start(struct machine *m);
+void machine_consoles_drain(struct machine *m);
+void machine_consoles_free(struct machine *m);
+
+/* machine-balloon.c: event BALLOON_CHANGE, once a second at most. */
+int machine_balloon_init(struct machine *m);
+void machine_balloon_fini(struct machine *m);
+void machine_balloon_changed(struct machine *m);
 
 /*
  * machine-restore.c, for config->restore; each 0 or -errno, logged. The first one opens and checks the snapshot, then memory

@@ -238,6 +238,13 @@ void machine_mmu_reset(struct machine_mmu *m)
     tracker_reset(m->tracker);
 }
 
+void machine_mmu_loaded(struct machine_mmu *m)
+{
+    tracker_reset(m->tracker);
+    /* After the reset, which passes over what was noted before: the first look finds the roots from these. */
+    machine_mmu_paused(m);
+}
+
 struct tracker *machine_mmu_tracker(struct machine_mmu *m)
 {
     return m->tracker;

@@ -33,6 +33,8 @@ void machine_mmu_paused(struct machine_mmu *m);
 void machine_mmu_resuming(struct machine_mmu *m);
 /* Guest memory is another, and the guest is paused. */
 void machine_mmu_reset(struct machine_mmu *m);
+/* The same, and vCPUs have the state of a guest that ran elsewhere: its address spaces are known again at the first look. */
+void machine_mmu_loaded(struct machine_mmu *m);
 
 struct tracker *machine_mmu_tracker(struct machine_mmu *m);
 

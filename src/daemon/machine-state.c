@@ -117,7 +117,7 @@ int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns
     if (err == 0)
         err = machine_devices_restore(m->devices, r);
     if (err == 0)
-        machine_mmu_reset(m->mmu);
+        machine_mmu_loaded(m->mmu);
     return err;
 }
 

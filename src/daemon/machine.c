@@ -29,7 +29,7 @@ static int create_devices(struct machine *m)
         .vm = m->vm,
     };
 
-    return machine_devices_new(m->config, &env, m->console, &m->devices);
+    return machine_devices_new(m->config, &env, m->console, m->virtio_console, &m->devices);
 }
 
 /* After it nothing changes guest memory but what the main thread does itself. */
@@ -99,6 +99,11 @@ static void on_device_exit(void *opaque, int status)
 
     atomic_store(&m->exit_status, status);
     post(m, REQUEST_EXIT);
+}
+
+static void on_device_balloon(void *opaque)
+{
+    post(opaque, REQUEST_BALLOON);
 }
 
 static void on_device_io_error(void *opaque, const struct device_io_error *error)
@@ -229,8 +234,8 @@ static void disks_failed(struct machine *m)
 
 static void forget_requests(struct machine *m)
 {
-    /* The page limit is no wish of the guest, and is kept over a reset. */
-    atomic_fetch_and(&m->requests, (unsigned int)REQUEST_PAGE_LIMIT);
+    /* These are no wish of the guest, only news, and are told after a reset too. */
+    atomic_fetch_and(&m->requests, (unsigned int)(REQUEST_PAGE_LIMIT | REQUEST_BALLOON));
     pthread_mutex_lock(&m->io_error_lock);
     m->io_error_count = 0;
     m->io_stop = false;
@@ -250,6 +255,8 @@ void machine_take_requests(struct machine *m)
     /* Beside the others: they end nothing. */
     if (requests & REQUEST_IO_ERROR)
         disks_failed(m);
+    if (requests & REQUEST_BALLOON)
+        machine_balloon_changed(m);
     if (requests & REQUEST_PAGE_LIMIT)
         emit_page_limits(m);
     if (requests & REQUEST_EXIT) {
@@ -275,28 +282,6 @@ static void on_requests(evutil_socket_t fd, short what, void *arg)
 }
 
 /* -- putting it together -- */
-
-static int open_console(struct machine *m)
-{
-    const struct config *c = m->config;
-    struct chardev_config config = {.kind = c->console, .path = c->console_path};
-    char path[4096];
-    int r;
-
-    if (c->console == CHARDEV_SOCKET || c->console == CHARDEV_PTY) {
-        r = paths_vm_file(c->runtime_dir, c->name, c->console == CHARDEV_PTY ? "console" : "console.sock", path,
-                          sizeof(path));
-        if (r < 0) {
-            log_err_errno(r, "console");
-            return r;
-        }
-        config.path = path;
-    }
-    r = chardev_new(&config, m->events, &m->console);
-    if (r == 0 && c->console == CHARDEV_PTY)
-        log_info("console: %s", chardev_path(m->console));
-    return r;
-}
 
 static int open_image(struct machine *m)
 {
@@ -428,6 +413,7 @@ int machine_new(const struct config *config, struct event_base *events, const st
         .request_poweroff = on_device_poweroff,
         .request_exit = on_device_exit,
         .io_error = on_device_io_error,
+        .balloon_changed = on_device_balloon,
         .opaque = m,
     };
     r = create_request_event(m);
@@ -438,7 +424,9 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (r == 0)
         r = create_vm(m);
     if (r == 0)
-        r = open_console(m);
+        r = machine_consoles_open(m);
+    if (r == 0)
+        r = machine_balloon_init(m);
     if (r == 0)
         r = create_devices(m);
     if (r < 0) {
@@ -454,11 +442,11 @@ void machine_free(struct machine *m)
     if (!m)
         return;
     machine_guest_stop(m);
-    /* While the serial port is there: it may hold bytes that the console had no room for. */
-    if (m->console)
-        chardev_drain(m->console, 1000);
+    /* While the devices are there: they may hold bytes that a console had no room for. */
+    machine_consoles_drain(m);
     machine_devices_free(m->devices);
-    chardev_free(m->console);
+    machine_consoles_free(m);
+    machine_balloon_fini(m);
     machine_mmu_stop(m->mmu);
     vm_free(m->vm);
     /* Last: a vCPU may wait for it until its thread has ended. */
@@ -473,11 +461,6 @@ void machine_free(struct machine *m)
     free(m);
 }
 
-static void on_console_quit(void *opaque)
-{
-    machine_quit(opaque);
-}
-
 int machine_start(struct machine *m)
 {
     int r = check_paging(m);
@@ -488,7 +471,7 @@ int machine_start(struct machine *m)
         r = load(m, false);
     if (r < 0)
         return r;
-    chardev_set_on_quit(m->console, on_console_quit, m);
+    machine_consoles_start(m);
     if (config_arrives(m->config)) {
         m->state = RUN_STATE_INMIGRATE;
     } else if (!m->config->paused) {
@@ -658,6 +641,21 @@ const struct host_info *machine_host(struct machine *m)
 struct device *machine_disk(struct machine *m, unsigned int index)
 {
     return machine_devices_find(m->devices, DEVICE_DISK, index);
+}
+
+struct device *machine_rng(struct machine *m)
+{
+    return machine_devices_find(m->devices, DEVICE_RNG, 0);
+}
+
+struct device *machine_balloon(struct machine *m)
+{
+    return machine_devices_find(m->devices, DEVICE_BALLOON, 0);
+}
+
+struct device *machine_virtio_console(struct machine *m)
+{
+    return machine_devices_find(m->devices, DEVICE_VIRTIO_CONSOLE, 0);
 }
 
 struct event_base *machine_events(struct machine *m)

@@ -37,7 +37,7 @@ enum run_state {
 /* What the machine tells the daemon. Main thread. */
 struct machine_observer {
     /* An event in QMP's name and data (consumed, may be NULL): STOP, RESUME, RESET, SHUTDOWN, POWERDOWN,
-     * GUEST_PANICKED, BLOCK_IO_ERROR. */
+     * GUEST_PANICKED, BLOCK_IO_ERROR, BALLOON_CHANGE. */
     void (*on_event)(void *opaque, const char *name, json_t *data);
     /* The machine is over; umbrad ends with this exit status. */
     void (*on_end)(void *opaque, int exit_status);
@@ -78,6 +78,10 @@ struct machine_mmu *machine_mmu(struct machine *m);
 const struct host_info *machine_host(struct machine *m);
 /* The index-th disk (a vblk), or NULL. */
 struct device *machine_disk(struct machine *m, unsigned int index);
+/* Each NULL where the guest has none. */
+struct device *machine_rng(struct machine *m);
+struct device *machine_balloon(struct machine *m);
+struct device *machine_virtio_console(struct machine *m);
 struct event_base *machine_events(struct machine *m);
 
 #endif

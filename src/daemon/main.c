@@ -135,17 +135,17 @@ static int start(struct daemon *d)
 {
     const struct machine_observer observer = {
         .on_event = on_machine_event, .on_end = on_machine_end, .opaque = d};
-    int r = rundir_new(d->config.runtime_dir, d->config.name, &d->rundir);
+    int r;
 
-    if (r == 0)
-        r = lockdown_begin(&d->config, d->rundir);
-    if (r < 0)
-        return r;
     d->events = create_event_base();
     if (!d->events)
         return -ENOMEM;
     /* From here on a signal waits for the loop, so that what was made is also removed. */
     r = watch_signals(d);
+    if (r == 0)
+        r = rundir_new(d->config.runtime_dir, d->config.name, &d->rundir);
+    if (r == 0)
+        r = lockdown_begin(&d->config, d->rundir);
     if (r == 0)
         r = machine_new(&d->config, d->events, &observer, &d->machine);
     if (r == 0)

@@ -14,6 +14,7 @@
 #include "base/unix.h"
 #include "base/util.h"
 #include "daemon/metrics-internal.h"
+#include "device/virtio/balloon.h"
 #include "vcpu/bus.h"
 #include "vcpu/vcpu.h"
 #include "vcpu/vm.h"
@@ -92,6 +93,22 @@ static void write_bus(struct om_writer *w, const struct metrics_source *s)
     om_single_u64(w, &family, bus_unclaimed(vm_bus(machine_vm(s->context->machine))));
 }
 
+static void write_balloon(struct om_writer *w, const struct metrics_source *s)
+{
+    static const struct om_family memory = {"umbra_balloon_memory_bytes", OM_GAUGE, "bytes",
+                                            "Guest memory outside of the balloon."};
+    static const struct om_family given = {"umbra_balloon_given_back_bytes", OM_COUNTER, "bytes",
+                                           "Memory that the guest gave back to the host, by its balloon or as free pages."};
+    struct device *balloon = machine_balloon(s->context->machine);
+    struct vballoon_info info;
+
+    if (!balloon)
+        return;
+    vballoon_info(balloon, &info);
+    om_single_u64(w, &memory, info.memory);
+    om_single_u64(w, &given, info.counters.given_back_bytes);
+}
+
 /* -- the dirty log ----------------------------------------------------------- */
 
 static void write_harvest_times(struct om_writer *w, const struct dirty_stats *d)
@@ -166,7 +183,7 @@ static void write_scrapes(struct om_writer *w, const struct metrics_source *s)
 
 /* The one table: every part that has metrics, in the order of the page. */
 static void (*const parts[])(struct om_writer *w, const struct metrics_source *s) = {
-    write_machine, write_vcpus, write_bus, write_dirty, write_stalls, metrics_write_mmu, metrics_write_kvm,
+    write_machine, write_vcpus, write_bus, write_balloon, write_dirty, write_stalls, metrics_write_mmu, metrics_write_kvm,
     metrics_write_process, write_scrapes,
 };
 

@@ -36,7 +36,7 @@ void migration_tables(struct machine *m, const struct page_set *pages, struct pa
 
     tracker_settings(t, &settings);
     if (pages->pages == 0 || settings.mode == TRACKER_OFF || settings.mode == TRACKER_ON_DEMAND ||
-        tracker_lock(t, &mirror, NULL) < 0)
+        tracker_lock(t, TRACKER_RECENT, &mirror, NULL) < 0)
         return;
     while (page_set_walk_word(pages, &walk)) {
         pfn_t page = walk.word * 64 + (unsigned int)__builtin_ctzll(walk.bits);
@@ -86,7 +86,7 @@ void migration_who(struct machine *m, const struct page_set *pages, char *text, 
 
     text[0] = '\0';
     *ret_cr3 = GFN_INVALID;
-    if (tracker_lock(t, &mirror, NULL) < 0)
+    if (tracker_lock(t, TRACKER_RECENT, &mirror, NULL) < 0)
         return;
     r = mirror_attribute(mirror, pages, &a);
     tracker_unlock(t);

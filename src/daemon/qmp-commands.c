@@ -4,6 +4,7 @@
 #include "base/util.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-internal.h"
+#include "device/virtio/balloon.h"
 #include "migrate/compress.h"
 #include "migrate/wire.h"
 #include "mmu/flood.h"
@@ -15,6 +16,16 @@ static const char *const dirty_formats[] = {"count", "ranges", "bitmap", NULL};
 static const char *const space_sorts[] = {"pages", "tables", "dirty", "seen", "root", NULL};
 static const char *const stats_targets[] = {"vm", "vcpu", NULL};
 static const char *const stats_providers[] = {"kvm", "umbra", NULL};
+
+static const struct qmp_arg balloon_args[] = {
+    {.name = "value", .type = QMP_ARG_INT, .min = 1, .max = INT64_MAX},
+    {0},
+};
+
+static const struct qmp_arg balloon_set_args[] = {
+    {.name = "guest-stats-polling-interval", .type = QMP_ARG_INT, .max = VBALLOON_INTERVAL_MAX},
+    {0},
+};
 
 static const struct qmp_arg calc_dirty_rate_args[] = {
     {.name = "calc-time", .type = QMP_ARG_INT, .min = DIRTY_RATE_TIME_MIN, .max = DIRTY_RATE_TIME_MAX},
@@ -143,6 +154,8 @@ static const struct qmp_arg snapshot_args[] = {
 };
 
 const struct qmp_command qmp_commands[] = {
+    {"balloon", 0, balloon_args, "Ask the guest to keep so many bytes of its memory.", qmp_balloon},
+    {"balloon-set", 0, balloon_set_args, "Say how often the guest's memory statistics are read.", qmp_balloon_set},
     {"calc-dirty-rate", 0, calc_dirty_rate_args, "Measure how fast the guest dirties its memory.", qmp_calc_dirty_rate},
     {"closefd", 0, fd_args, "Close a descriptor that getfd has kept.", qmp_closefd},
     {"cont", 0, NULL, "Let the guest run.", qmp_cont},
@@ -163,6 +176,8 @@ const struct qmp_command qmp_commands[] = {
     {"mmu-set", 0, mmu_set_args, "Change how guest page tables are tracked.", qmp_mmu_set},
     {"mmu-verify", 0, NULL, "Compare the bookkeeping of a paused guest with its page tables.", qmp_mmu_verify},
     {"qmp_capabilities", QMP_READONLY, capabilities_args, "End negotiation.", qmp_capabilities},
+    {"query-balloon", QMP_READONLY, NULL, "Tell the size of the balloon, and the guest's memory statistics.",
+     qmp_query_balloon},
     {"query-block", QMP_READONLY, NULL, "List the disks and their images.", qmp_query_block},
     {"query-commands", QMP_READONLY, NULL, "List the commands of this socket.", qmp_query_commands},
     {"query-cpus-fast", QMP_READONLY, NULL, "List the vCPUs and their threads.", qmp_query_cpus_fast},

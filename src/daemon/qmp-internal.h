@@ -53,6 +53,9 @@ json_t *qmp_query_status(struct qmp_request *req);
 json_t *qmp_query_version(struct qmp_request *req);
 json_t *qmp_get_guest_memory(struct qmp_request *req);
 
+json_t *qmp_balloon(struct qmp_request *req);
+json_t *qmp_balloon_set(struct qmp_request *req);
+json_t *qmp_query_balloon(struct qmp_request *req);
 json_t *qmp_query_block(struct qmp_request *req);
 json_t *qmp_mmu_set(struct qmp_request *req);
 json_t *qmp_mmu_verify(struct qmp_request *req);

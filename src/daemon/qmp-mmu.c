@@ -30,10 +30,10 @@ static struct tracker *tracker_of(const struct qmp_request *req)
 }
 
 /* The mirror with its lock held, or NULL with the error set. */
-static struct mirror *lock_mirror(struct qmp_request *req, uint64_t *ret_age_ns)
+static struct mirror *lock_mirror(struct qmp_request *req, enum tracker_age age, uint64_t *ret_age_ns)
 {
     struct mirror *m;
-    int r = tracker_lock(tracker_of(req), &m, ret_age_ns);
+    int r = tracker_lock(tracker_of(req), age, &m, ret_age_ns);
 
     if (r == 0)
         return m;
@@ -202,7 +202,7 @@ json_t *qmp_query_mmu(struct qmp_request *req)
     json_t *answer = json_object_new_object();
 
     /* With tracking off the answer says so: it is no error to ask. */
-    if (tracker_lock(t, &m, NULL) == 0) {
+    if (tracker_lock(t, TRACKER_RECENT, &m, NULL) == 0) {
         mirror_take_census(m, &census);
         tracker_unlock(t);
     }
@@ -337,7 +337,7 @@ json_t *qmp_query_mmu_spaces(struct qmp_request *req)
     _cleanup_free_ struct space *spaces = NULL;
     uint64_t limit = SPACES_DEFAULT, age, now = clock_ns();
     json_t *answer, *list;
-    struct mirror *m = lock_mirror(req, &age);
+    struct mirror *m = lock_mirror(req, TRACKER_RECENT, &age);
     bool whole = true;
     size_t n;
 
@@ -409,7 +409,7 @@ json_t *qmp_query_rmap(struct qmp_request *req)
         return NULL;
     json_get_u64(req->args, "limit", &limit);
     maps = calloc(limit, sizeof(*maps));
-    m = maps ? lock_mirror(req, &age) : NULL;
+    m = maps ? lock_mirror(req, TRACKER_RECENT, &age) : NULL;
     if (!m)
         return NULL;
     n = mirror_query(m, gfn, maps, limit, &more);
@@ -435,7 +435,7 @@ json_t *qmp_query_mmu_floods(struct qmp_request *req)
 {
     struct mmu_flood floods[MIRROR_FLOODS_MAX];
     uint64_t limit = MIRROR_FLOODS_MAX, tick;
-    struct mirror *m = lock_mirror(req, NULL);
+    struct mirror *m = lock_mirror(req, TRACKER_RECENT, NULL);
     json_t *answer, *list;
     struct mirror_stats s;
     size_t n;
@@ -620,7 +620,8 @@ static json_t *attributed_space(const struct mmu_space *s, struct mmu_range *ran
 json_t *qmp_attribution(struct qmp_request *req, const struct page_set *dirty)
 {
     uint64_t age, start = clock_ns();
-    struct mirror *m = lock_mirror(req, &age);
+    /* What was written before the pages were harvested has to be known: else a process that has just mapped them is not blamed. */
+    struct mirror *m = lock_mirror(req, TRACKER_NOW, &age);
     struct mmu_attribution a;
     json_t *answer, *list;
     int r;

@@ -16,6 +16,7 @@ struct qmp_snapshot {
     struct machine *machine;
     struct qmp_server *server;
     struct snapshotter *snapshotter;
+    char places[512]; /* where snapshots may be written, to be told where one is refused */
 };
 
 /* -- what the snapshotter needs ------------------------------------------------ */
@@ -81,6 +82,18 @@ static void on_changed(void *opaque)
     qmp_server_event(q->server, "SNAPSHOT", data);
 }
 
+/* What lockdown_finish leaves open. */
+static void describe_places(const struct config *c, char *to, size_t size)
+{
+    if (c->sandbox == SANDBOX_OFF)
+        *to = '\0';
+    else if (c->snapshot_dir)
+        snprintf(to, size, "this VM may write snapshots below %.150s and %s/%s only; --snapshot-dir says where else", c->snapshot_dir,
+                 UMBRA_STATEDIR, c->name);
+    else
+        snprintf(to, size, "this VM may write snapshots below %s/%s only; --snapshot-dir says where else", UMBRA_STATEDIR, c->name);
+}
+
 int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct qmp_server *server,
                      struct qmp_snapshot **ret)
 {
@@ -94,6 +107,8 @@ int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct 
         return -ENOMEM;
     q->machine = machine;
     q->server = server;
+    describe_places(machine_config(machine), q->places, sizeof(q->places));
+    ops.places = q->places;
     ops.opaque = q;
     r = snapshotter_new(events, vm_mem(vm), vm_dirty_log(vm), &ops, &q->snapshotter);
     if (r < 0) {

@@ -13,7 +13,10 @@
 #include "base/util.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
+#include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/console.h"
+#include "device/virtio/rng.h"
 #include "mmu/dirty.h"
 #include "vcpu/bus.h"
 #include "vcpu/stats.h"
@@ -47,6 +50,9 @@ struct vm_counters {
     struct dirty_stats dirty;
     uint64_t bus_unclaimed;
     struct vblk_counters disks; /* of all of them */
+    struct vballoon_info balloon; /* zeros where there is none, as the next two */
+    struct vrng_counters rng;
+    struct vconsole_counters console;
     uint64_t mmu_tables, mmu_entries, mmu_spaces, mmu_memory, mmu_flooded, mmu_incomplete;
     struct tracker_stats mmu;
 };
@@ -60,7 +66,23 @@ struct own_stat {
 
 #define NOW(name_, type_, field_) {{.name = name_, .type = STATS_INSTANT, .count = 1}, offsetof(type_, field_)}
 
+#define BYTES(name_, type_, field_)                                                                              \
+    {{.name = name_, .type = STATS_CUMULATIVE, .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(type_, field_)}
+
 static const struct own_stat vm_stats[] = {
+    {{.name = "balloon_memory", .type = STATS_INSTANT, .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, balloon.memory)},
+    OWN("balloon_inflated_pages", struct vm_counters, balloon.counters.inflated),
+    OWN("balloon_deflated_pages", struct vm_counters, balloon.counters.deflated),
+    BYTES("balloon_reported_bytes", struct vm_counters, balloon.counters.reported_bytes),
+    BYTES("balloon_given_back_bytes", struct vm_counters, balloon.counters.given_back_bytes),
+    OWN("balloon_ignored", struct vm_counters, balloon.counters.ignored),
+    OWN("balloon_failures", struct vm_counters, balloon.counters.failures),
+    BYTES("rng_bytes", struct vm_counters, rng.bytes),
+    OWN("rng_waits", struct vm_counters, rng.waits),
+    BYTES("virtio_console_in_bytes", struct vm_counters, console.in_bytes),
+    BYTES("virtio_console_out_bytes", struct vm_counters, console.out_bytes),
+    OWN("virtio_console_waits", struct vm_counters, console.waits),
     OWN("bus_unclaimed", struct vm_counters, bus_unclaimed),
     OWN("disk_reads", struct vm_counters, disks.reads),
     {{.name = "disk_read_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
@@ -229,6 +251,19 @@ static void sum_disks(struct machine *machine, struct vblk_counters *ret)
     }
 }
 
+static void read_small_devices(struct machine *machine, struct vm_counters *ret)
+{
+    memset(&ret->balloon, 0, sizeof(ret->balloon));
+    memset(&ret->rng, 0, sizeof(ret->rng));
+    memset(&ret->console, 0, sizeof(ret->console));
+    if (machine_balloon(machine))
+        vballoon_info(machine_balloon(machine), &ret->balloon);
+    if (machine_rng(machine))
+        vrng_counters(machine_rng(machine), &ret->rng);
+    if (machine_virtio_console(machine))
+        vconsole_counters(machine_virtio_console(machine), &ret->console);
+}
+
 static void read_mmu(struct qmp_stats *s, struct vm_counters *ret)
 {
     const struct mirror_stats *m = &ret->mmu.mirror;
@@ -257,6 +292,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
         dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
         sum_disks(s->machine, &of_vm.disks);
+        read_small_devices(s->machine, &of_vm);
         read_mmu(s, &of_vm);
     } else {
         vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);

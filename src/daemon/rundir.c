@@ -97,6 +97,8 @@ int rundir_new(const char *dir, const char *name, struct rundir **ret)
     if (r == 0)
         r = lock_pid_file(pid_path, &rd->lock_fd);
     if (r < 0) {
+        /* As it is, if somebody's files are in it. */
+        rmdir(rd->dir);
         free(rd);
         return r;
     }

@@ -6,6 +6,7 @@
  */
 #include "config.h"
 
+#include <errno.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -26,9 +27,10 @@
 #define X (1u << THREAD_MIGRATE)
 #define ALL (M | V | I | P | U | X)
 
-#define CALL(name, threads, why) {name, "", why, threads, SANDBOX_ANY, 0, 0}
-#define IOCTL(request, threads, why) {"ioctl", #request, why, threads, SANDBOX_REQUEST, 1, request}
-#define WITH(name, detail, threads, kind, arg, value, why) {name, detail, why, threads, kind, arg, value}
+#define CALL(name, threads, why) {name, "", why, threads, SANDBOX_ANY, 0, 0, 0}
+#define IOCTL(request, threads, why) {"ioctl", #request, why, threads, SANDBOX_REQUEST, 1, request, 0}
+#define WITH(name, detail, threads, kind, arg, value, why) {name, detail, why, threads, kind, arg, value, 0}
+#define FAILS(name, detail, threads, kind, arg, value, error, why) {name, detail, why, threads, kind, arg, value, error}
 
 const struct sandbox_call sandbox_calls[] = {
     /* Descriptors that are open. */
@@ -78,7 +80,8 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("unlink", M | X, "sockets and pid file at the end"),
     CALL("unlinkat", M | X, "snapshots"),
     CALL("rmdir", M, "the runtime directory at the end"),
-    CALL("readlink", M, "the console's name"),
+    CALL("getcwd", M | X, "snapshots: what a relative path means"),
+    CALL("readlink", M | X, "the console's name, where a snapshot's path leads"),
     CALL("access", M, "whether a file is there"),
 
     /* Sockets. */
@@ -108,7 +111,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("munmap", ALL, "the heap, stacks"),
     CALL("mremap", ALL, "the heap"),
     CALL("madvise", ALL, "memory that is given back"),
-    CALL("mincore", M | P | X, "how much memory the bookkeeping uses"),
+    CALL("mincore", M | P | X, "how much memory the bookkeeping uses, pages of a restored guest that are there"),
 
     /* Threads, time, signals. */
     CALL("futex", ALL, "locks"),
@@ -140,7 +143,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("seccomp", M | X, "new threads lock themselves in further"),
     CALL("getrusage", M, "figures for metrics"),
     WITH("prlimit64", "without a new limit", M, SANDBOX_EQUAL, 2, 0, "figures for metrics"),
-    CALL("sysinfo", M, "figures for metrics"),
+    CALL("sysinfo", M | P | X, "metrics; sorting, which looks how much memory there is"),
     CALL("sched_getaffinity", M | X, "how many threads are worth it"),
 
     /* ioctl, by request. First what is frequent. */
@@ -219,6 +222,13 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(TCSETS, M, "the terminal of --console stdio, put back at the end"),
     IOCTL(TCSETSW, M, "the terminal of --console stdio, put back at the end"),
     IOCTL(TIOCGWINSZ, M, "the terminal of --console stdio"),
+
+    /* What the C library tries, and does without. */
+    FAILS("socket", "AF_NETLINK", M | X, SANDBOX_EQUAL, 0, AF_NETLINK, EAFNOSUPPORT,
+          "fails: which of several addresses of a peer is tried first"),
+    FAILS("mmap", "with PROT_EXEC", M | X, SANDBOX_ALL_OF, 2, PROT_EXEC, EACCES,
+          "fails: name services that are shared objects are left out"),
+    FAILS("clone3", "", M | X, SANDBOX_ANY, 0, 0, ENOSYS, "fails: its flags are where no filter sees them; clone is taken instead"),
 };
 
 const unsigned int sandbox_call_count = ARRAY_SIZE(sandbox_calls);

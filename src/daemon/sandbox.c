@@ -34,6 +34,10 @@
 #define IOCTLS_MAX 64
 /* The kernel's BPF_MAXINSNS. */
 #define PROGRAM_MAX 4096
+/* Why a SIGSYS comes, from the kernel's header, which does not go together with the C library's. */
+#ifndef SYS_SECCOMP
+#define SYS_SECCOMP 1
+#endif
 /* What stands before libseccomp's program in mode log. */
 #define GATE_LENGTH 5
 
@@ -135,12 +139,15 @@ static void on_violation(int sig, siginfo_t *info, void *context)
     unsigned int nr = (unsigned int)info->si_syscall, request = (unsigned int)regs[REG_RSI];
     int saved = errno;
 
+    /* Somebody has sent the signal: there is no call. */
+    if (info->si_code != SYS_SECCOMP)
+        return;
     if (first_time(nr, request)) {
         atomic_fetch_add(&box.violations, 1);
         tell(nr, request);
     }
     if (box.mode == SANDBOX_ENFORCE) {
-        /* The handler is gone (SA_RESETHAND), and SIGSYS is blocked: the same again is the end. */
+        /* SIGSYS is blocked here: the same again is the end, and by that signal. */
         syscall(SYS_kexec_load, 0, 0, 0, 0);
         _exit(128 + SIGSYS);
     }
@@ -155,25 +162,32 @@ static void on_violation(int sig, siginfo_t *info, void *context)
 
 static int add_rule(scmp_filter_ctx ctx, const struct sandbox_call *c)
 {
+    uint32_t action = c->error ? SCMP_ACT_ERRNO((uint32_t)c->error) : SCMP_ACT_ALLOW;
     int nr = seccomp_syscall_resolve_name(c->name);
+    struct scmp_arg_cmp arg = {0};
 
     if (nr == __NR_SCMP_ERROR)
         return -ENOSYS;
+    if (c->kind == SANDBOX_ANY)
+        return seccomp_rule_add(ctx, action, nr, 0);
+    arg.arg = c->arg;
     switch (c->kind) {
-    case SANDBOX_ANY:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 0);
     case SANDBOX_REQUEST:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, UINT32_MAX, c->value));
-    case SANDBOX_EQUAL:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, c->value, 0));
+        arg.op = SCMP_CMP_MASKED_EQ;
+        arg.datum_a = UINT32_MAX;
+        arg.datum_b = c->value;
+        break;
     case SANDBOX_NONE_OF:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, 0));
     case SANDBOX_ALL_OF:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->value, c->value));
-    case SANDBOX_OWN_PID:
-        return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1, SCMP_CMP64(c->arg, SCMP_CMP_EQ, (uint64_t)getpid(), 0));
+        arg.op = SCMP_CMP_MASKED_EQ;
+        arg.datum_a = c->value;
+        arg.datum_b = c->kind == SANDBOX_ALL_OF ? c->value : 0;
+        break;
+    default:
+        arg.op = SCMP_CMP_EQ;
+        arg.datum_a = c->kind == SANDBOX_OWN_PID ? (uint64_t)getpid() : c->value;
     }
-    return -EINVAL;
+    return seccomp_rule_add_array(ctx, action, nr, 1, &arg);
 }
 
 static int add_rules(scmp_filter_ctx ctx, enum thread_kind kind)
@@ -186,9 +200,6 @@ static int add_rules(scmp_filter_ctx ctx, enum thread_kind kind)
         if (r < 0)
             log_err_errno(r, "sandbox: no rule for %s %s", sandbox_calls[i].name, sandbox_calls[i].detail);
     }
-    /* Its flags are in memory, where no filter sees them: the C library then takes clone. */
-    if (r == 0 && (kind == THREAD_MAIN || kind == THREAD_MIGRATE))
-        r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     return r;
 }
 
@@ -328,8 +339,6 @@ int sandbox_init(enum sandbox_mode mode)
     box.mode = mode;
     if (mode == SANDBOX_OFF)
         return 0;
-    if (mode == SANDBOX_ENFORCE)
-        sa.sa_flags |= (int)SA_RESETHAND;
     sigfillset(&sa.sa_mask);
     if (sigaction(SIGSYS, &sa, NULL) < 0)
         return -errno;

@@ -36,6 +36,8 @@ struct device_host {
     void (*request_exit)(void *opaque, int status);
     /* NULL: nobody wants to know. */
     void (*io_error)(void *opaque, const struct device_io_error *error);
+    /* The guest's balloon has another size. NULL: nobody wants to know. */
+    void (*balloon_changed)(void *opaque);
     void *opaque;
 };
 

@@ -426,9 +426,19 @@ static void stop_copying(struct snapshotter *s)
     s->copying = false;
 }
 
-static int take(struct snapshotter *s)
+static int create(struct snapshotter *s)
 {
     int r = snapshot_out_new(s->status.dir, mem_pages(s->mem), &s->out, s->error);
+    size_t len = strlen(s->error);
+
+    if ((r == -EACCES || r == -EROFS) && *s->ops.places)
+        snprintf(s->error + len, sizeof(s->error) - len, " (%s)", s->ops.places);
+    return r;
+}
+
+static int take(struct snapshotter *s)
+{
+    int r = create(s);
 
     if (r == 0)
         r = page_set_init(&s->todo, mem_pages(s->mem)) < 0 ? fail(s, -ENOMEM, "snapshot") : 0;

@@ -40,6 +40,8 @@ struct snapshot_ops {
     int (*describe)(void *opaque, struct snapshot_meta *meta);
     /* A snapshot has begun or ended: look at snapshotter_status. */
     void (*changed)(void *opaque);
+    /* Where snapshots may be written, said when one is refused; "" where only permissions decide. It outlives the snapshotter. */
+    const char *places;
     void *opaque;
 };
 

@@ -466,6 +466,16 @@ bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, 
     return true;
 }
 
+void mem_resident(const struct mem *mem, pfn_t first, size_t count, uint8_t *ret)
+{
+    assert(first + count <= mem_pages(mem));
+    if (!__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE) ||
+        mincore(mem->ram + pages_to_bytes(first), pages_to_bytes(count), ret) < 0)
+        memset(ret, 1, count);
+    for (size_t i = 0; i < count; i++)
+        ret[i] &= 1;
+}
+
 /* The slot with all of [gpa, gpa + len), gpa itself among it, or NULL. Nothing here can wrap. */
 static inline const struct mem_slot *find_slot(const struct mem *mem, gpa_t gpa, uint64_t len)
 {
@@ -608,6 +618,42 @@ int mem_discard(struct mem *mem)
     if (r == 0 && mem->prealloc)
         r = preallocate(mem);
     return r;
+}
+
+int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len)
+{
+    uint64_t page = mem->hugepages ? MEM_HUGE_PAGE_SIZE : GUEST_PAGE_SIZE;
+    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->alias), start, end;
+    int r = 0;
+
+    assert(offset <= mem->size && len <= mem->size - offset);
+    start = align_up(offset, page);
+    end = align_down(offset + len, page);
+    if (start >= end)
+        return 0;
+    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE)) {
+        if (madvise(mem->ram + start, end - start, MADV_DONTNEED) < 0)
+            r = -errno;
+    } else if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(end - start)) < 0) {
+        r = -errno;
+    }
+    /* Afterwards, so that whoever copies what is noted copies zeros; also on failure: a part may be gone. */
+    note_range(mem, start, end - start);
+    return r < 0 ? r : (int64_t)(end - start);
+}
+
+bool mem_given_is_zero(const struct mem *mem)
+{
+    return !__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE);
+}
+
+int64_t mem_allocated(const struct mem *mem)
+{
+    struct stat st;
+
+    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE))
+        return -ENOTSUP;
+    return fstat(mem->fd, &st) < 0 ? -errno : (int64_t)st.st_blocks * 512;
 }
 
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret)

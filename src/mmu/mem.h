@@ -104,6 +104,12 @@ int mem_map_file(struct mem *mem, uint64_t offset, uint64_t len, int fd);
 bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 
 /*
+ * Which of RAM pages [first, first + count) the guest may have touched: ret[i] is 0 for one of private memory whose contents the
+ * host would have to read from the file first. All others are 1. A hint: it may change at once. Any thread.
+ */
+void mem_resident(const struct mem *mem, pfn_t first, size_t count, uint8_t *ret);
+
+/*
  * Copy out of (into) guest memory. -EFAULT, and nothing copied, unless all of [gpa, gpa + len) is RAM of one slot.
  * len 0 is fine anywhere.
  */
@@ -129,6 +135,16 @@ void mem_mark_dirty_ptr(struct mem *mem, const void *ptr, size_t len);
  * preallocated: then it is allocated again. 0 or -errno of fallocate or madvise. No guest runs.
  */
 int mem_discard(struct mem *mem);
+
+/*
+ * Give memory back to the host that the guest has no use for: those whole pages (huge ones, where memory has them) that lie in
+ * a range which mem_ptr gave out. They are zeros afterwards and count as written, but private memory shows its file again
+ * (mem_given_is_zero). The number of bytes, or -errno of fallocate or madvise, when a part may be gone. Any thread.
+ */
+int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len);
+bool mem_given_is_zero(const struct mem *mem);
+/* Bytes of guest memory that the host has allocated (the RAM file's), or -errno; -ENOTSUP while memory is private. */
+int64_t mem_allocated(const struct mem *mem);
 
 /* Converters; mem_gfn_to_pfn gives false outside of RAM, mem_pfn_to_gfn wants pfn < mem_pages. */
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret);

@@ -356,8 +356,9 @@ static int build(struct precise *p)
         log_err("precise: guest memory consists of pages of 2 MiB, tables cannot be protected one by one");
         return -EOPNOTSUPP;
     }
+    /* Also once it was reset, and is a file again: umbrad's own writes would wait there as well. */
     if (p->slots[0].alias == p->slots[0].hva) {
-        log_err("precise: guest memory was restored lazily: it has one mapping, in which umbrad's own writes would wait as well");
+        log_err("precise: guest memory is mapped from a snapshot, userfaultfd cannot protect that (--eager copies it)");
         return -EOPNOTSUPP;
     }
     if (p->fd < 0)
@@ -499,9 +500,57 @@ static int watch_batch(struct precise *p, gfn_t *gfns, size_t count, bool on)
     return s < 0 ? s : r;
 }
 
+/* Make room for one more event in the list. */
+static bool list_room(struct precise *p)
+{
+    struct event *bigger;
+    size_t size;
+
+    if (p->list_first == p->list_end)
+        p->list_first = p->list_end = 0;
+    if (p->list_end < p->list_size)
+        return true;
+    if (p->list_first > p->list_size / 2) {
+        memmove(p->list, p->list + p->list_first, (p->list_end - p->list_first) * sizeof(*p->list));
+        p->list_end -= p->list_first;
+        p->list_first = 0;
+        return true;
+    }
+    size = p->list_size ? 2 * p->list_size : 256;
+    bigger = realloc(p->list, size * sizeof(*bigger));
+    if (!bigger)
+        return false;
+    p->list = bigger;
+    p->list_size = size;
+    return true;
+}
+
 int precise_watch(struct precise *p, gfn_t gfn, bool on)
 {
     return watch_batch(p, &gfn, 1, on);
+}
+
+int precise_watch_soon(struct precise *p, gfn_t gfn)
+{
+    pfn_t pfn;
+
+    if (!mem_gfn_to_pfn(p->mem, gfn, &pfn))
+        return -EFAULT;
+    if (precise_error(p) < 0)
+        return -EIO;
+    if (bitmap_test(p->watched, pfn))
+        return 0;
+    if (!bitmap_test(p->listed, pfn)) {
+        if (!list_room(p))
+            return precise_watch(p, gfn, true);
+        bitmap_set(p->listed, pfn);
+        p->list[p->list_end++] = (struct event){.ns = clock_ns(), .pfn = (uint32_t)pfn};
+    }
+    bitmap_set(p->watched, pfn);
+    p->watched_count++;
+    /* It is on its way to the consumer: the thread has nothing to queue. */
+    (void)open_bit_set(p, pfn);
+    return 0;
 }
 
 int precise_watch_many(struct precise *p, const gfn_t *gfns, size_t count)
@@ -546,31 +595,6 @@ bool precise_watched(const struct precise *p, gfn_t gfn)
 }
 
 /* -- events ------------------------------------------------------------------- */
-
-/* Make room for one more event in the list. */
-static bool list_room(struct precise *p)
-{
-    struct event *bigger;
-    size_t size;
-
-    if (p->list_first == p->list_end)
-        p->list_first = p->list_end = 0;
-    if (p->list_end < p->list_size)
-        return true;
-    if (p->list_first > p->list_size / 2) {
-        memmove(p->list, p->list + p->list_first, (p->list_end - p->list_first) * sizeof(*p->list));
-        p->list_end -= p->list_first;
-        p->list_first = 0;
-        return true;
-    }
-    size = p->list_size ? 2 * p->list_size : 256;
-    bigger = realloc(p->list, size * sizeof(*bigger));
-    if (!bigger)
-        return false;
-    p->list = bigger;
-    p->list_size = size;
-    return true;
-}
 
 /*
  * A frame was written: into the list, unless it is there already, and to the caller. One that is not watched any more is
@@ -694,6 +718,15 @@ size_t precise_reprotect(struct precise *p, uint64_t before_ns, gfn_t *gfns, siz
     /* They are given all the same when that fails: precise_error tells, and reading them does no harm. */
     if (precise_error(p) == 0)
         (void)protect_runs(p, gfns, n, true);
+    return n;
+}
+
+size_t precise_unprotected(const struct precise *p, size_t *at, gfn_t *gfns, size_t max)
+{
+    size_t n = 0;
+
+    for (; n < max && p->list_first + *at < p->list_end; ++*at)
+        gfns[n++] = mem_pfn_to_gfn(p->mem, p->list[p->list_first + *at].pfn);
     return n;
 }
 

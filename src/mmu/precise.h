@@ -38,7 +38,7 @@ int precise_open(void);
 
 /*
  * Register guest memory and start the thread. Takes fd (of precise_open, or -1: it opens one itself) also on failure. 0,
- * -EOPNOTSUPP (memory of 2 MiB pages), -EBUSY (registered elsewhere already), -ENOMEM or another -errno; logged.
+ * -EOPNOTSUPP (memory of 2 MiB pages, or private memory), -EBUSY (registered elsewhere already), -ENOMEM or another -errno; logged.
  * Use re-reading instead then.
  */
 int precise_new(struct mem *mem, int fd, struct precise **ret);
@@ -50,7 +50,13 @@ void precise_free(struct precise *p);
  * are idempotent. 0 or -errno: -EFAULT (no RAM), -EIO (see precise_error). Fit for mirror_ops.watch.
  */
 int precise_watch(struct precise *p, gfn_t gfn, bool on);
-/* The same for many, merged into runs: a run costs little more than a frame. */
+/*
+ * Watch a frame that is probably being written just now, as a table is that has just been made: it counts as written, and is
+ * protected when precise_reprotect gives it. So the guest pays no stop for what it was about to write, many are protected
+ * in one call, and one that lives only for a moment is never. Errors as above.
+ */
+int precise_watch_soon(struct precise *p, gfn_t gfn);
+/* precise_watch for many, merged into runs: a run costs little more than a frame. */
 int precise_watch_many(struct precise *p, const gfn_t *gfns, size_t count);
 int precise_unwatch_all(struct precise *p);
 bool precise_watched(const struct precise *p, gfn_t gfn);
@@ -70,6 +76,12 @@ size_t precise_events(struct precise *p, gfn_t *gfns, size_t max);
  * many.
  */
 size_t precise_reprotect(struct precise *p, uint64_t before_ns, gfn_t *gfns, size_t max);
+
+/*
+ * Of the frames that the mirror may be out of step with, those that neither precise_events nor precise_reprotect has still to
+ * give: *at is 0 at first. At most `max`; call again while it returns that many.
+ */
+size_t precise_unprotected(const struct precise *p, size_t *at, gfn_t *gfns, size_t max);
 
 /* Frames that were written and not protected again yet: the mirror may be out of step there, and nowhere else. */
 size_t precise_unsync(const struct precise *p);

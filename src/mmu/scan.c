@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/util.h"
 
@@ -104,48 +103,76 @@ static bool last_fits(const struct root_signature *sig, uint64_t last)
     return ((last & ~ENTRY_AD) ^ sig->half[LAST]) == 0;
 }
 
-/* Entry 511 of a RAM page: almost every page falls out here, for one word read. */
-static bool page_fits(const struct mem *mem, const struct root_signature *sig, pfn_t pfn)
+static const uint64_t *last_entry(const struct mem *mem, pfn_t pfn)
 {
-    unsigned int count;
-    const struct mem_slot *slots = mem_slots(mem, &count);
-    const struct mem_slot *slot = pages_to_bytes(pfn) < slots[0].size ? &slots[0] : &slots[1];
-    const uint8_t *page = slot->hva + (pages_to_bytes(pfn) - slot->offset);
-
-    return last_fits(sig, __atomic_load_n((const uint64_t *)(const void *)(page + LAST_ENTRY_OFFSET), __ATOMIC_RELAXED));
+    return (const uint64_t *)(const void *)(mem_ram(mem) + pages_to_bytes(pfn) + LAST_ENTRY_OFFSET);
 }
 
-/* Advance to the next piece of the RAM file that is no hole. */
+/* Entry 511 of a RAM page: almost every page falls out here, for one word read. */
+static inline bool page_fits(const struct root_signature *sig, const uint64_t *last)
+{
+    return last_fits(sig, __atomic_load_n(last, __ATOMIC_RELAXED));
+}
+
+/* Advance to the next piece of RAM that is no hole. */
 static void find_data(const struct mem *mem, struct root_scan_cursor *at, pfn_t end)
 {
-    off_t data = lseek(mem_fd(mem), (off_t)pages_to_bytes(at->next), SEEK_DATA), hole = -1;
+    uint64_t data, hole;
 
-    if (data >= 0)
-        hole = lseek(mem_fd(mem), data, SEEK_HOLE);
-    if (hole < 0) {
-        /* ENXIO: nothing more. */
+    if (!mem_next_data(mem, pages_to_bytes(at->next), &data, &hole)) {
         at->next = at->data_end = end;
         return;
     }
-    at->next = MIN(bytes_to_pages((uint64_t)data), end);
-    at->data_end = MIN(bytes_to_pages(align_up((uint64_t)hole, GUEST_PAGE_SIZE)), end);
+    at->next = MIN(bytes_to_pages(data), end);
+    at->data_end = MIN(bytes_to_pages(hole), end);
+}
+
+static bool is_resident(const struct mem *mem, struct root_scan_cursor *at)
+{
+    if (!at->known || at->next - at->chunk >= ROOT_SCAN_CHUNK) {
+        at->chunk = at->next;
+        at->known = true;
+        mem_resident(mem, at->chunk, (size_t)MIN(mem_pages(mem) - at->chunk, (uint64_t)ROOT_SCAN_CHUNK), at->resident);
+    }
+    return at->resident[at->next - at->chunk];
+}
+
+/* All of memory is looked at again and again: this loop is most of what a tick costs. */
+static size_t look_at_run(const struct mem *mem, const struct root_signature *sig, pfn_t first, pfn_t *end, gfn_t *ret, size_t max)
+{
+    const uint64_t *last = last_entry(mem, first);
+    size_t found = 0;
+
+    for (pfn_t pfn = first; pfn < *end; pfn++, last += GUEST_PAGE_SIZE / sizeof(*last)) {
+        if (!page_fits(sig, last))
+            continue;
+        ret[found++] = mem_pfn_to_gfn(mem, pfn);
+        if (found == max)
+            *end = pfn + 1;
+    }
+    return found;
 }
 
 size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
                             uint64_t pages, gfn_t *ret, size_t max)
 {
+    bool lazy = mem_fd(mem) < 0;
     size_t found = 0;
 
     while (at->next < end && pages > 0 && found < max) {
-        if (at->next >= at->data_end) {
+        pfn_t first = at->next, next = first + 1;
+
+        if (first >= at->data_end) {
             find_data(mem, at, end);
             continue;
         }
-        if (page_fits(mem, sig, at->next))
-            ret[found++] = mem_pfn_to_gfn(mem, at->next);
-        at->next++;
-        at->looked++;
-        pages--;
+        if (!lazy)
+            next = first + MIN(pages, at->data_end - first);
+        if (!lazy || is_resident(mem, at))
+            found += look_at_run(mem, sig, first, &next, ret + found, max - found);
+        at->next = next;
+        at->looked += next - first;
+        pages -= next - first;
     }
     return found;
 }
@@ -166,7 +193,7 @@ size_t root_scan_candidates_in(const struct mem *mem, const struct root_signatur
         }
         at->next = w.word * 64 + (unsigned int)__builtin_ctzll(w.bits);
         w.bits &= w.bits - 1;
-        if (page_fits(mem, sig, at->next))
+        if (page_fits(sig, last_entry(mem, at->next)))
             ret[found++] = mem_pfn_to_gfn(mem, at->next);
         at->next++;
         at->looked++;
@@ -181,6 +208,15 @@ bool root_signature_fits(const struct root_signature *sig, const struct mem *mem
 
     return sig->known && mem_read(mem, (cr3 & ENTRY_ADDRESS) + LAST_ENTRY_OFFSET, &last, sizeof(last)) == 0 &&
            last_fits(sig, last);
+}
+
+bool root_is_kpti_half(const struct mem *mem, gpa_t cr3)
+{
+    uint64_t kernel[ENTRIES], user[ENTRIES];
+
+    cr3 &= ENTRY_ADDRESS;
+    return cr3 & GUEST_PAGE_SIZE && mem_read(mem, cr3, user, sizeof(user)) == 0 &&
+           mem_read(mem, cr3 - GUEST_PAGE_SIZE, kernel, sizeof(kernel)) == 0 && is_kpti_pair(kernel, user);
 }
 
 bool root_has_user_half(const struct mem *mem, gpa_t cr3)

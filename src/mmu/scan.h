@@ -31,13 +31,20 @@ int root_signature_learn(struct root_signature *sig, const struct mem *mem, gpa_
 
 /* Whether entry 511 of a table is the signature's: whatever else it is, it is no root of this kernel otherwise. */
 bool root_signature_fits(const struct root_signature *sig, const struct mem *mem, gpa_t cr3);
+/* Whether it is the user half of a KPTI pair: the odd one of two frames, which has not the kernel's half. */
+bool root_is_kpti_half(const struct mem *mem, gpa_t cr3);
 /* Whether any entry of a 4- or 5-level root's user half is present. */
 bool root_has_user_half(const struct mem *mem, gpa_t cr3);
+
+#define ROOT_SCAN_CHUNK 256u
 
 struct root_scan_cursor {
     pfn_t next; /* page to look at next */
     pfn_t data_end; /* pages from `next` to here are known to be no hole */
     uint64_t looked; /* pages looked at, added up */
+    pfn_t chunk; /* the pages from here on that `resident` tells of, ROOT_SCAN_CHUNK or to the end of memory; `known` */
+    bool known;
+    uint8_t resident[ROOT_SCAN_CHUNK];
 };
 
 struct root_scan {
@@ -58,8 +65,9 @@ int root_scan(struct mirror *m, const struct mem *mem, struct root_signature *si
 
 /*
  * Candidates for root_scan: the pages from *at on, in the order of the RAM file and before `end`, whose entry 511 is the
- * signature's. Holes of the RAM file are passed over, so that looking gives the guest no memory. At most `max`; *at is where to
- * go on, `end` at the end. Looks at no more than `pages` pages. Reads guest memory and the signature only: no lock.
+ * signature's. Holes of the RAM file are passed over, so that looking gives the guest no memory, and what a lazily restored guest
+ * has not touched yet, so that looking does not read it from the disk: a root gets there when a vCPU loads it. At most `max`; *at
+ * is where to go on, `end` at the end. Looks at no more than `pages` pages. Reads guest memory and the signature only: no lock.
  */
 size_t root_scan_candidates(const struct mem *mem, const struct root_signature *sig, struct root_scan_cursor *at, pfn_t end,
                             uint64_t pages, gfn_t *ret, size_t max);

@@ -1,6 +1,7 @@
 /*
- * userfaultfd as a source (precise.h). Which tables the guest has written is known exactly: they stay unprotected, and out
- * of step with the mirror, until the next tick but one protects them again and reads them.
+ * userfaultfd as a source (precise.h). Which tables the guest has written is known exactly: they stay unprotected, and may be out
+ * of step with the mirror, until the next tick but one protects them again. A table that is new is treated as one that was written:
+ * it is most likely just being filled, or will be gone by then. All of these are read at every tick.
  */
 #include "config.h"
 
@@ -37,8 +38,10 @@ static void stop(struct mmu_source *s)
 
 static void watch(struct mmu_source *s, gfn_t gfn, bool on)
 {
+    struct precise *p = of(s)->precise;
+
     /* A failure shows in precise_error at the next collect, and frames outside of RAM are never tables. */
-    (void)precise_watch(of(s)->precise, gfn, on);
+    (void)(on ? precise_watch_soon(p, gfn) : precise_watch(p, gfn, false));
 }
 
 /*
@@ -49,8 +52,8 @@ static int collect(struct mmu_source *s, struct mirror *m, uint64_t before_ns, s
 {
     struct precise_source *p = of(s);
     gfn_t gfns[EVENTS_MAX];
+    size_t n, at = 0;
     int r = 0;
-    size_t n;
 
     do {
         n = precise_events(p->precise, gfns, EVENTS_MAX);
@@ -60,6 +63,11 @@ static int collect(struct mmu_source *s, struct mirror *m, uint64_t before_ns, s
     } while (n == EVENTS_MAX);
     do {
         n = precise_reprotect(p->precise, before_ns, gfns, EVENTS_MAX);
+        for (size_t i = 0; i < n && r == 0; i++)
+            r = gfn_list_add(changed, gfns[i]);
+    } while (n == EVENTS_MAX);
+    do {
+        n = precise_unprotected(p->precise, &at, gfns, EVENTS_MAX);
         for (size_t i = 0; i < n && r == 0; i++)
             r = gfn_list_add(changed, gfns[i]);
     } while (n == EVENTS_MAX);

@@ -2,7 +2,8 @@
  * Where the tracker hears of changes to guest page tables. A source is a table of callbacks with its own data; which one is used
  * follows from the mode and from what runs anyway (tracker.c). All of them keep these rules:
  *
- *   - a frame is watched before it is read: what is written in between is then heard of (`watch` comes before the first read)
+ *   - a frame is watched before it is read: what is written in between is then heard of (`watch` comes before the first read), or
+ *     the frame is named at the next collect in any case
  *   - whoever takes notice of a write back (clears a dirty bit, protects again) does so before the table is read
  *   - upper levels are read first (mirror_sync does that)
  *

@@ -12,6 +12,12 @@
 #define TRACKER_MAX_VCPUS 64u
 #define SCAN_INTERVAL_NS (500 * NSEC_PER_MSEC)
 
+enum tick_kind {
+    TICK_SLICED,   /* the thread's own: the lock is given up between slices */
+    TICK_QUESTION, /* somebody waits for the answer: in one go, the scan for roots bounded */
+    TICK_SETTLED,  /* the guest stands still: all of it, in one go */
+};
+
 struct tracker {
     /* Constant. */
     struct tracker_config config;
@@ -38,7 +44,6 @@ struct tracker {
 
     uint64_t next_ns;     /* when a tick is due */
     uint64_t interval_ns; /* as it was planned last, 0: none */
-    uint64_t base_ns;     /* the same for a guest that is busy */
     uint64_t tick_ns;     /* when the last one began */
     uint64_t looked_ns;   /* when the last whole look began */
     bool looked;
@@ -71,12 +76,16 @@ void tracker_yield(struct tracker *t);
 
 /* Take over what vCPUs noted; have them note again where it is time to. */
 void tick_sightings(struct tracker *t, uint64_t now);
-/* Go on with the scan for roots, or begin one that is due. `sliced`: no more than a slice of it, else all. */
-void tick_scan(struct tracker *t, uint64_t now, bool sliced);
+/* Whether vCPUs are to be called out of the guest for a look: nothing is known, or it is long ago. */
+bool tick_kick_due(const struct tracker *t, uint64_t now);
+/* Go on with the scan for roots, or begin one that is due. */
+void tick_scan(struct tracker *t, uint64_t now, enum tick_kind kind);
 void roots_forget(struct tracker *t);
 
-/* Bring the mirror up to date. `settled`: the guest stands still. 0 or -ENOMEM. */
-int tick_run(struct tracker *t, bool sliced, bool settled);
+/* Bring the mirror up to date. 0 or -ENOMEM. */
+int tick_run(struct tracker *t, enum tick_kind kind);
+/* Between ticks of a guest that is busy, where the CPU budget allows it. */
+uint64_t tick_interval(const struct tracker *t);
 /* When the next tick is due, after one that cost so much, and vCPUs that ran so long before it. */
 uint64_t tick_plan(struct tracker *t, uint64_t now, uint64_t cost_ns, uint64_t ran_ns);
 

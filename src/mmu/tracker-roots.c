@@ -8,6 +8,8 @@
  */
 #include "config.h"
 
+#include <limits.h>
+
 #include "base/util.h"
 #include "mmu/tracker-internal.h"
 
@@ -26,6 +28,8 @@
 /* Pages looked at before others get the lock, and in one tick. */
 #define SCAN_SLICE_PAGES 4096u
 #define SCAN_TICK_SLICES 16u
+/* And while somebody waits for an answer: 1 GiB, some 10 ms. */
+#define SCAN_QUESTION_SLICES 64u
 #define SCAN_FOUND 64u
 /* Roots that one scan may push out for others, each of which costs a walk over all of them: a guest can fake millions. */
 #define SCAN_EVICTIONS 64u
@@ -58,6 +62,12 @@ static void seen_in_user(struct tracker *t, gpa_t cr3, const struct mmu_paging *
 {
     gpa_t partner = cr3 & ~CR3_KPTI_USER;
 
+    /*
+     * Better than to wait until some vCPU is seen in the kernel. But only while the guest stands still: else the root may be gone by
+     * now, its KPTI partner with it, and what is left of it teaches nothing.
+     */
+    if (!t->signature.known && !t->running)
+        root_signature_learn(&t->signature, t->config.mem, root_is_kpti_half(t->config.mem, cr3) ? partner : cr3, paging);
     if (partner != cr3)
         (void)mirror_root_seen(t->mirror, partner, paging, now);
     if (mirror_root_seen(t->mirror, cr3, paging, now) == 0)
@@ -97,6 +107,11 @@ static void keep_roots_in_use(struct tracker *t, uint64_t now)
         (void)mirror_root_seen(t->mirror, t->kernel_cr3, &t->kernel_paging, now);
 }
 
+bool tick_kick_due(const struct tracker *t, uint64_t now)
+{
+    return !t->signature.known || now - t->kicked_ns >= KICK_INTERVAL_NS;
+}
+
 void tick_sightings(struct tracker *t, uint64_t now)
 {
     const struct tracker_ops *ops = t->config.ops;
@@ -112,7 +127,7 @@ void tick_sightings(struct tracker *t, uint64_t now)
         }
     if (!ops->look || !t->running || now - t->asked_ns < SCAN_INTERVAL_NS)
         return;
-    kick = !t->signature.known || now - t->kicked_ns >= KICK_INTERVAL_NS;
+    kick = tick_kick_due(t, now);
     t->asked_ns = now;
     if (kick)
         t->kicked_ns = now;
@@ -165,21 +180,33 @@ static bool scan_slice(struct tracker *t, uint64_t now)
     return t->scan_at.next < end && mirror_evictions(t->mirror) - t->scan_evictions < SCAN_EVICTIONS;
 }
 
-void tick_scan(struct tracker *t, uint64_t now, bool sliced)
+/* On demand there is no later tick that would go on with it. */
+static unsigned int scan_slices(const struct tracker *t, enum tick_kind kind)
 {
+    if (kind == TICK_SETTLED || t->settings.mode == TRACKER_ON_DEMAND)
+        return UINT_MAX;
+    return kind == TICK_SLICED ? SCAN_TICK_SLICES : SCAN_QUESTION_SLICES;
+}
+
+void tick_scan(struct tracker *t, uint64_t now, enum tick_kind kind)
+{
+    unsigned int slices = scan_slices(t, kind);
+
+
     if (!t->signature.known)
         return;
     if (!t->scanning) {
-        if (t->stats.scans && now - t->scan_ns < SCAN_INTERVAL_NS && t->settings.mode != TRACKER_ON_DEMAND)
+        if (t->stats.scans && now - t->scan_ns < SCAN_INTERVAL_NS && t->scanned_signature == t->signature.learned &&
+            t->settings.mode != TRACKER_ON_DEMAND)
             return;
         scan_begin(t, now);
     }
-    for (unsigned int i = 0; !sliced || i < SCAN_TICK_SLICES; i++) {
+    for (unsigned int i = 0; i < slices; i++) {
         if (!scan_slice(t, now)) {
             scan_end(t, now);
             return;
         }
-        if (sliced)
+        if (kind == TICK_SLICED)
             tracker_yield(t);
     }
 }

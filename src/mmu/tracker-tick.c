@@ -118,20 +118,20 @@ static int sync_tables(struct tracker *t, bool all, bool sliced)
     return r;
 }
 
-int tick_run(struct tracker *t, bool sliced, bool settled)
+int tick_run(struct tracker *t, enum tick_kind kind)
 {
     uint64_t now = tracker_now(t), cpu = cpu_now(t), activity = tracker_activity(t), cost;
     bool all;
     int r;
 
     use_source(t, wanted(t));
-    all = collect(t, settled);
+    all = collect(t, kind == TICK_SETTLED);
     all |= t->read_all;
     t->read_all = false;
     t->tick_ns = now;
     tick_sightings(t, now);
-    tick_scan(t, now, sliced);
-    r = sync_tables(t, all, sliced);
+    tick_scan(t, now, kind);
+    r = sync_tables(t, all, kind == TICK_SLICED);
     t->looked = true;
     t->looked_ns = now;
     t->activity = activity;
@@ -145,7 +145,7 @@ int tick_run(struct tracker *t, bool sliced, bool settled)
 
 /* -- when ---------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t by_tables(const struct tracker *t)
+uint64_t tick_interval(const struct tracker *t)
 {
     uint64_t n = mirror_tables(t->mirror);
 
@@ -158,9 +158,8 @@ static uint64_t by_tables(const struct tracker *t)
 
 uint64_t tick_plan(struct tracker *t, uint64_t now, uint64_t cost_ns, uint64_t ran_ns)
 {
-    uint64_t base = MAX(by_tables(t), cost_ns * 100 / t->settings.cpu_budget), most = base;
+    uint64_t base = MAX(tick_interval(t), cost_ns * 100 / t->settings.cpu_budget), most = base;
 
-    t->base_ns = base;
     if (ran_ns == 0)
         most = MAX(base, IDLE_NS);
     else if (ran_ns < t->interval_ns / IDLE_SHARE)
@@ -193,7 +192,7 @@ uint64_t tracker_tick(struct tracker *t)
         ran = tracker_activity(t) - t->activity;
         /* Out of memory: the mirror says that it is incomplete, and asks for no more than it has. */
         if (ran || !t->looked || t->read_all || !t->config.ops->activity) {
-            (void)tick_run(t, true, false);
+            (void)tick_run(t, TICK_SLICED);
             tell_pressure(t);
             cost = t->stats.cpu_ns - before;
         }

@@ -350,34 +350,43 @@ void tracker_settings(struct tracker *t, struct tracker_settings *ret)
 
 /* -- questions ----------------------------------------------------------------------------------------------------------- */
 
-/* Whether an answer would be older than the mode promises. */
-static bool stale(const struct tracker *t)
+/* Whether an answer would be older than it may be. */
+static bool stale(const struct tracker *t, enum tracker_age age)
 {
     if (!t->looked || t->settings.mode == TRACKER_ON_DEMAND)
         return true;
     if (tracker_activity(t) == t->activity)
         return false;
-    return !t->running || tracker_now(t) - t->looked_ns > 2 * t->base_ns;
+    return !t->running || age == TRACKER_NOW || tracker_now(t) - t->looked_ns > 2 * tick_interval(t);
 }
 
-int tracker_lock(struct tracker *t, struct mirror **ret, uint64_t *ret_age_ns)
+/*
+ * Whether an answer wants to know first what vCPUs have in CR3: what ticks asked them for is as old as the last tick, and where
+ * those are rare the kernel may have made its page tables since.
+ */
+static bool wants_look(struct tracker *t, enum tracker_age age)
 {
-    bool on_demand;
+    if (!t->running || !t->config.ops->look_now || t->settings.mode == TRACKER_OFF || !stale(t, age))
+        return false;
+    return t->settings.mode == TRACKER_ON_DEMAND || tick_kick_due(t, tracker_now(t));
+}
+
+int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns)
+{
     int r = 0;
 
     tracker_relock(t);
-    on_demand = t->settings.mode == TRACKER_ON_DEMAND && t->running && t->config.ops->look_now;
-    if (on_demand) {
+    if (wants_look(t, age)) {
         tracker_unlock(t);
         t->config.ops->look_now(t->config.opaque);
         tracker_relock(t);
     }
-    while (t->settings.mode != TRACKER_OFF && stale(t) && t->in_tick)
+    while (t->settings.mode != TRACKER_OFF && stale(t, age) && t->in_tick)
         pthread_cond_wait(&t->rest, &t->lock);
     if (t->settings.mode == TRACKER_OFF)
         r = -ENODATA;
-    else if (stale(t))
-        r = tick_run(t, false, !t->running);
+    else if (stale(t, age))
+        r = tick_run(t, t->running ? TICK_QUESTION : TICK_SETTLED);
     /* What there was no memory for is flagged in the mirror, it does not keep it from answering. */
     if (r == -ENODATA) {
         tracker_unlock(t);
@@ -400,7 +409,7 @@ int tracker_verify(struct tracker *t, struct mirror_verdict *ret)
         r = -ENODATA;
     if (r == 0) {
         /* Out of memory shows as entries missing, and as `incomplete`. */
-        (void)tick_run(t, false, true);
+        (void)tick_run(t, TICK_SETTLED);
         (void)mirror_sync_stale(t->mirror);
         r = mirror_verify(t->mirror, ret);
     }

@@ -65,7 +65,7 @@ struct tracker_ops {
     void (*look)(void *opaque, bool kick);
     /* What vCPU number `index` noted last; false: there is no such vCPU. */
     bool (*vcpu)(void *opaque, unsigned int index, struct tracker_vcpu *ret);
-    /* Have every vCPU note its registers now, and wait for that, some milliseconds at most. Without the lock. */
+    /* Have every vCPU note its registers now, and wait for that, some milliseconds at most. Without the lock, for a question. */
     void (*look_now)(void *opaque);
     void (*pressure)(void *opaque, const struct tracker_pressure *pressure);
     /* For tests: time and the CPU time of the calling thread, in ns. */
@@ -107,12 +107,21 @@ void tracker_reset(struct tracker *t);
 int tracker_set(struct tracker *t, const struct tracker_settings *settings);
 void tracker_settings(struct tracker *t, struct tracker_settings *ret);
 
+enum tracker_age {
+    TRACKER_RECENT, /* two intervals old at most, as they would be without the CPU budget: a second with intervals of its own choice */
+    TRACKER_NOW,    /* all that the guest had written when this was called */
+};
+
 /*
- * For a question: bring the mirror as far up to date as the mode promises (on-demand: read everything; otherwise only where
- * ticks had paused), and give it with the lock held, until tracker_unlock. -ENODATA: tracking is off, or -ENOMEM; then
- * nothing is locked. *ret_age_ns (may be NULL) is how long ago the tables were looked at.
+ * For a question: bring the mirror as far up to date as is asked for (on-demand: everything is read in any case), and give it with the
+ * lock held, until tracker_unlock. -ENODATA: tracking is off; then nothing is locked. *ret_age_ns (may be NULL) is how long
+ * ago the tables were looked at.
+ *
+ * Costs nothing where the last look is good enough or no vCPU ran since, else one tick and no more: the tables the source names (all
+ * by re-reading), and for new roots the pages it names, or 1 GiB of memory; and a kick of each vCPU, every 4 s at most. The CPU
+ * budget is for ticks: who asks pays.
  */
-int tracker_lock(struct tracker *t, struct mirror **ret, uint64_t *ret_age_ns);
+int tracker_lock(struct tracker *t, enum tracker_age age, struct mirror **ret, uint64_t *ret_age_ns);
 void tracker_unlock(struct tracker *t);
 
 /*

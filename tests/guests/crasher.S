@@ -18,7 +18,7 @@ start:
 	jnz 1b
 	cmpb $'t', -2(%esi)
 	je 2f
-	movl $0xd0000000, %eax
+	movl $0xd8000000, %eax
 	jmp *%eax
 2:	lidt no_table
 	ud2

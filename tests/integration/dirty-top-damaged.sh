@@ -8,7 +8,7 @@
 spoil=$UMBRA_BUILD/tests/integration/spoil-guest
 need "built without libbpf" test -x "$spoil"
 vm=damaged
-vm_start_serving $vm "" --memory 256M --mmu-cpu-budget 20
+vm_start_serving $vm "" --memory 256M
 vm_say $vm 'dirty 400 1000000 20 >/tmp/dirty.out & echo dirtier $!'
 vm_expect $vm '^dirtier [0-9]+' 20 || bail "no dirtier"
 dirtier=${vm_line#dirtier }

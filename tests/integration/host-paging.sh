@@ -33,7 +33,7 @@ report=$("$UMBRAD" --check-host)
 like "$report" 'kvm_amd npt=Y; 0 of 10 INVLPGs exited' "npt=1: no INVLPG exits"
 run_hello
 is "$status" 1 "npt=1: umbrad does not start a guest"
-like "$(cat "$tap_dir/hello.log")" 'paging: .*kvm_amd npt=Y; 0 of 10 INVLPGs exited.*npt=0' "it says why, and what to do"
+like "$(cat "$tap_dir/hello.log")" 'paging: .*kvm_amd npt=Y; 0 of 10 INVLPGs exited.*umbra-shadow-paging forces' "it says why, and what to do"
 is "$(wc -l <"$tap_dir/hello.log")" 1 "in one line"
 check "nothing is left in the runtime directory" test ! -e "$run/hello"
 run_hello --paging any

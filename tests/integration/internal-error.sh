@@ -8,7 +8,7 @@
 vm_start ie --kernel "$UMBRA_GUESTS/crasher.elf" --cmdline i --cpus 2
 check "the state is internal-error" wait_until 20 vm_is ie internal-error
 check "the log names the error" grep -q 'KVM internal error, suberror' "$tap_dir/ie.log"
-check "and has the registers" grep -q 'vcpu0: rip 00000000d0000000' "$tap_dir/ie.log"
+check "and has the registers" grep -q 'vcpu0: rip 00000000d8000000' "$tap_dir/ie.log"
 like "$(qmp ie cont 2>&1)" 'Reset' "cont is refused, since only a reset helps"
 is "$(qmp ie query-status | jq -c '[.status, .running]')" '["internal-error",false]' "query-status"
 is "$(qmp ie query-cpus-fast | jq length)" 2 "query-cpus-fast"

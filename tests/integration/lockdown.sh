@@ -18,6 +18,10 @@ status() {
     done | sort -u | tr '\n' ' '
 }
 
+inject() { # TID
+    timeout -k 5 20 "$UMBRA_BUILD/tests/integration/inject-call" "$1" 2>&1
+}
+
 for mode in enforce errno log off; do
     vm_start "$mode" "${idler[@]}" --sandbox $mode
     filters="2 "
@@ -27,9 +31,32 @@ for mode in enforce errno log off; do
     check "$mode: the guest resets" qmp "$mode" system_reset
     check "$mode: the host is looked at" qmp "$mode" query-host
     is "$(vm_status $mode)" running "$mode: and runs"
+    is "$(grep -c 'sandbox: ' "$tap_dir/$mode.log")" 0 "$mode: no call was missing on a list"
+
+    # A call that no thread makes, by a thread that is made to.
+    thread=$(grep -lx vcpu1 /proc/"$vm_pid"/task/*/comm | cut -d/ -f5)
+    case $mode in
+    enforce) want="signal 31" told="1 ends umbrad" ;;
+    errno) want="result -1" told="1 is refused" ;;
+    log) want="result $$" told="1 passes" ;;
+    off) want="result $$" told="0 " ;;
+    esac
+    is "$(inject "$thread")" "$want" "$mode: what becomes of such a call"
+    [ $mode = enforce ] || is "$(inject "$thread")" "$want" "$mode: and of a second one"
+    line=$(grep 'sandbox: ' "$tap_dir/$mode.log")
+    is "$(grep -c . <<<"$line") ${line##*, and }" "$told" "$mode: it is told of, once"
+    [ $mode = off ] || like "$line" "system call getppid .110. by thread vcpu1 .vcpu. is not on its list" "$mode: by name and thread"
+    # Meant to be there, this once.
+    rm "$tap_dir/$mode.log"
+    if [ $mode = enforce ]; then
+        wait_for_exit "$vm_pid" 20
+        is "$exit_status" 159 "$mode: umbrad ends by SIGSYS"
+        continue
+    fi
+    is "$(vm_status $mode)" running "$mode: the guest runs on"
     kill "$vm_pid"
     wait_for_exit "$vm_pid" 20
-    is "$exit_status $(grep -c 'sandbox: ' "$tap_dir/$mode.log")" "0 0" "$mode: SIGTERM ends it; no call was missing on a list"
+    is "$exit_status" 0 "$mode: SIGTERM ends it"
     check "$mode: nothing is left in the runtime directory" test ! -e "$run/$mode"
 done
 
@@ -52,9 +79,13 @@ check "SIGTERM as soon as it has been started ends it" test -n "$exit_status"
 check "leaves nothing either" test ! -e "$run/early/control.sock"
 
 # -- no descriptor left --
-ulimit -n 48
+ulimit -S -n 12
+ends 1 "umbrad.bad.: error: .*Too many open files" "not enough descriptors to begin with" --runtime-dir "$run"
+check "leaves nothing" test ! -e "$run/bad"
+ulimit -S -n "$(ulimit -H -n)"
+ulimit -S -n 48
 vm_start few "${idler[@]}"
-ulimit -n "$(ulimit -H -n)"
+ulimit -S -n "$(ulimit -H -n)"
 clients=()
 for _ in $(seq 60); do
     socat -u "UNIX-CONNECT:$run/few/control.sock" /dev/null 2>/dev/null &

@@ -61,7 +61,7 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
 }
 
 round 1 "unix, bitmap" "unix:$tap_dir/m1" 1 bitmap
-round 2 "tcp, four channels, ring" "tcp:127.0.0.1:$((20000 + $$ % 20000))" 4 ring
+round 2 "tcp, four channels, ring" "tcp:localhost:$((20000 + $$ % 20000))" 4 ring
 
 # With its memory.
 vm_start_guest own dirtier "mode=serve" --memory 64M

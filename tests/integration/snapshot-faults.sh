@@ -41,6 +41,25 @@ check "a place that is not there" snap_fails a "$tap_dir/no/where"
 like "$(cat "$tap_dir/err")" 'no/where: No such file or directory' "is named"
 check "a relative path is none for the daemon" not qmp a snapshot '{"dir":"x"}'
 
+# A snapshot may be restored from anywhere: it names files by their whole paths.
+cd "$UMBRA_GUESTS" || bail "no guests"
+vm_start relative --kernel idler.elf --memory 16M
+cd / || exit 1
+check "a VM whose kernel has a relative path" snap relative "$tap_dir/relative"
+is "$(jq -r .config.kernel "$tap_dir/relative/meta.json")" "$(realpath "$UMBRA_GUESTS/idler.elf")" "its snapshot has the whole one"
+
+# The sandbox leaves the VM's own places to write to.
+elsewhere=$(mktemp -d "${TMPDIR:-/tmp}/umbra-elsewhere.XXXXXX") || bail "no directory for snapshots"
+on_exit rm -rf "$elsewhere"
+if [ "${UMBRA_SANDBOX:-enforce}" != enforce ] || snap a "$elsewhere/k" 2>"$tap_dir/err"; then
+    skip "a place outside of the VM's own" "nothing closes the file system off here (no landlock, or another mode of the sandbox)"
+else
+    like "$(cat "$tap_dir/err")" "elsewhere.*/k: Permission denied \(this VM may write snapshots below $tap_dir and .*/a only; --snapshot-dir says where else\)" \
+        "a place outside of the VM's own is refused, with the way to it"
+fi
+check "a --snapshot-dir that is not there ends the start" refused 'snapshot-dir: /nonexistent: nothing can be written there: No such file' \
+    --kernel "$UMBRA_GUESTS/idler.elf" --snapshot-dir /nonexistent
+
 # A disk that fills up: the reason is told, the guest runs on, and its pages wait for the next diff.
 mkdir "$tap_dir/small"
 if mount -t tmpfs -o size=4m none "$tap_dir/small" 2>/dev/null; then

@@ -4,39 +4,13 @@
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
-deb=${UMBRA_DEB:-/umbra/add/umbra.deb}
-need "systemd is not this system's init" test -d /run/systemd/system
-need "there is no package to install ($deb)" test -f "$deb"
-
-# What its libraries are in is not installed here as packages; they are.
-dpkg --force-depends -i "$deb" >"$tap_dir/dpkg" 2>&1 || bail "the package cannot be installed: $(cat "$tap_dir/dpkg")"
+. "$(dirname "$0")/../lib/systemd.sh" || exit 1
 ok "the package is installed"
-systemctl daemon-reload
-udevadm trigger --settle /dev/userfaultfd /dev/kvm 2>/dev/null
-images=/var/lib/umbra/images
-mkdir -p $images
-cp "$UMBRA_GUESTS/idler.elf" "$UMBRA_KERNEL" "$UMBRA_INITRD" $images/
-chmod 644 $images/*
-
-define() { # NAME OPTION...
-    vmctl create "$1" --memory 64M "${@:2}" >/dev/null || bail "vmctl create $1"
-}
-drop_in() { # UNIT LINE...
-    mkdir -p "/run/systemd/system/$1.d"
-    printf '%s\n' "${@:2}" >"/run/systemd/system/$1.d/test.conf"
-}
-show() { # NAME PROPERTY
-    systemctl show --value -p "$2" "umbra@$1.service"
-}
-state() { # NAME
-    vmctl -o json qmp "$1" query-status | jq -r .status
-}
-shows() { # NAME PROPERTY PATTERN
-    [[ $(show "$1" "$2") =~ $3 ]]
-}
-journal_has() { # NAME PATTERN
-    journalctl -q -o cat UMBRA_VM="$1" | grep -q -e "$2"
-}
+for file in bash-completion/completions/vmctl zsh/vendor-completions/_vmctl; do
+    check "with ${file%%/*}" test -s /usr/share/$file
+done
+exposure=$(systemd-analyze security --offline=true --no-pager /lib/systemd/system/umbra@.service | sed -nE 's/.*Overall exposure level.*: ([0-9.]+) .*/\1/p')
+check "the exposure of its unit, ${exposure:-unknown}, is at most 1.5" awk -v e="$exposure" 'BEGIN { exit !(e != "" && e <= 1.5) }'
 
 # -- start and state --
 define idle --kernel $images/idler.elf --cpus 2
@@ -76,12 +50,44 @@ check "the exporter starts" systemctl start umbra-exporter
 scrape() { printf 'GET /metrics HTTP/1.0\r\n\r\n' | socat -t 10 - TCP:127.0.0.1:9756; }
 scrape_has() { scrape | grep -q "$1"; }
 check "and has the VM's metrics" wait_until 20 scrape_has '^umbra_vm_vcpus{.*vm="idle".*} 2'
+# What the page of the host lives on; a map of written memory takes the control socket, as the exporter's own user.
+(printf 'GET /events?map=idle HTTP/1.1\r\nHost: 127.0.0.1:9756\r\n\r\n'; exec sleep 100) | socat - TCP:127.0.0.1:9756 >"$tap_dir/events" 2>&1 &
+looker=$!
+on_exit eval "kill $looker 2>/dev/null"
+check "its page shows the VM" wait_for_line "$tap_dir/events" '^data: \{"vms":.*"name":"idle","up":true' 40
+check "and a map of its memory" wait_for_line "$tap_dir/events" '^data: .*"dirty_pages":' 40
+kill $looker
+promtool=/umbra/add/promtool prometheus=/umbra/add/prometheus
+if [ -x $promtool ]; then
+    page_of() { printf 'GET /metrics HTTP/1.0\r\n\r\n' | socat -t 10 - "$1" | sed '1,/^\r$/d'; }
+    for page in TCP:127.0.0.1:9756 UNIX-CONNECT:/run/umbra/idle/metrics.sock; do
+        page_of $page >"$tap_dir/page"
+        check "promtool takes the page of $page" $promtool check metrics <"$tap_dir/page"
+    done
+else
+    skip "promtool takes the pages" "promtool was not taken along"
+fi
+if [ -x $prometheus ]; then
+    cp "$UMBRA_SRC"/contrib/prometheus/* "$tap_dir"
+    sed -i '1i global:\n  scrape_interval: 2s\n  evaluation_interval: 2s' "$tap_dir/prometheus.yml"
+    mkdir "$tap_dir/data"
+    $prometheus --config.file="$tap_dir/prometheus.yml" --storage.tsdb.path="$tap_dir/data" --web.listen-address=127.0.0.1:9090 \
+        --log.level=warn >"$tap_dir/prometheus.log" 2>&1 &
+    prometheus_pid=$!
+    on_exit eval "kill $prometheus_pid 2>/dev/null"
+    api() { printf 'GET /api/v1/%s HTTP/1.0\r\n\r\n' "$1" | socat -t 20 - TCP:127.0.0.1:9090 2>/dev/null | sed '1,/^\r$/d'; }
+    stored() { [ "$(api 'query?query=umbra_vm_vcpus' | jq -r '.data.result[] | "\(.metric.vm) \(.value[1])"')" = "idle 2" ]; }
+    check "Prometheus scrapes it" wait_until 120 stored
+    is "$(api targets | jq -r '.data.activeTargets[] | "\(.health) \(.lastError)"')" "up " "without an error"
+    evaluated() { [ "$(api rules | jq -r '[.data.groups[].rules[].health] | unique | join(",")')" = ok ]; }
+    check "and its rules evaluate" wait_until 60 evaluated
+    kill $prometheus_pid
+else
+    skip "Prometheus scrapes it" "Prometheus was not taken along"
+fi
 
 # -- restart --
 kill -KILL "$pid"
-restarted() { # NAME OLD-PID
-    shows "$1" ActiveState '^active$' && [ "$(show "$1" MainPID)" != "$2" ] && [ "$(show "$1" MainPID)" != 0 ]
-}
 check "kill -9 restarts it" wait_until 60 restarted idle "$pid"
 is "$(state idle)" running "and the guest runs again"
 check "the package is not removed from under a VM" sh -c '! dpkg -r umbra'
@@ -105,10 +111,7 @@ systemctl daemon-reload
 systemctl start umbra@stuck umbra@calm
 pid=$(show stuck MainPID)
 thread=$(grep -lx vcpu1 /proc/"$pid"/task/*/comm | cut -d/ -f5)
-"$UMBRA_BUILD/tests/integration/stop-thread" "$thread" >"$tap_dir/stop" &
-stopper=$!
-on_exit eval "kill $stopper 2>/dev/null"
-wait_for_line "$tap_dir/stop" stopped 20 || bail "the thread cannot be stopped"
+stop_thread "$thread"
 check "a vCPU that is stuck trips the watchdog" wait_until 90 restarted stuck "$pid"
 check "the log names it" journal_has stuck 'vcpu1: is stuck inside KVM_RUN'
 is "$(state stuck)" running "the guest runs again"
@@ -149,6 +152,7 @@ systemctl stop machine.slice
 is "$(journalctl -q -o json | jq -r 'select(.MESSAGE == "the guest powered off") | .UMBRA_VM' | tr '\n' ' ')" "web db " \
     "guests are powered off, in the reverse of their order"
 is "$(show web Result) $(show db Result) $(show idle Result)" "success success success" "and that is a success"
+check "no thread made a system call that is not on its list" no_violations
 dpkg --purge umbra >"$tap_dir/dpkg" 2>&1
 check "without VMs the package goes: $(tail -n 1 "$tap_dir/dpkg")" test ! -e /usr/sbin/umbrad -a ! -e /etc/umbra -a ! -e /var/lib/umbra
 done_testing

@@ -25,9 +25,8 @@ top_is_dirtier() {
 # A process's name is the one the guest has for that pid: of all that have one.
 names_are_the_guests() { # VM FILE
     local pid comm
-    vm_say "$1" 'for p in /proc/[0-9]*; do echo "name ${p#/proc/} $(cat $p/comm)"; done 2>/dev/null'
-    vm_expect "$1" '^umbra-guest: exit' 60 || return 1
-    tr -d '\r' <"$tap_dir/$1.console" | sed -n 's/^name //p' >"$tap_dir/guest-names"
+    vm_run "$1" 'grep -H . /proc/[0-9]*/comm 2>/dev/null' 60
+    tr -d '\r' <"$tap_dir/$1.console" | sed -n 's/^\/proc\/\([0-9]*\)\/comm:/\1 /p' >"$tap_dir/guest-names"
     jq -r '.spaces[] | select(.process) | "\(.process.pid) \(.process.comm)"' "$2" | sort -u >"$tap_dir/names"
     [ -s "$tap_dir/names" ] || return 1
     while read -r pid comm; do
@@ -35,10 +34,9 @@ names_are_the_guests() { # VM FILE
     done <"$tap_dir/names"
 }
 
-# More of the CPU for looking at page tables: of an emulated one a percent is a look in half a minute.
 try() { # VM CMDLINE VCPUS WHAT
     local vm=$1 gva frame root
-    vm_start_serving "$vm" "$2" --cpus "$3" --memory 256M --mmu-cpu-budget 20
+    vm_start_serving "$vm" "$2" --cpus "$3" --memory 256M
     start_processes "$vm"
     if top_is_dirtier "$vm"; then
         ok "$4: dirty top names the dirtier and its pid"

@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "daemon/machine-state.h"
 #include "daemon/qmp-server.h"
+#include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
 #include "vcpu/stats.h"
 #include "vcpu/vcpu.h"
@@ -41,6 +42,8 @@ struct machine {
     struct host_info host;
     struct event_base *events;
     struct qmp_server *server;
+    struct device_host host_of_devices;
+    struct device *balloon;
     enum run_state state;
     bool power_button;
     int ended;
@@ -555,6 +558,15 @@ static void on_page_limit(void *opaque)
     /* Nothing here makes KVM's limit move. */
 }
 
+static void init_balloon(struct machine *m)
+{
+    const struct vballoon_config config = {.on = true};
+    const struct device_env env = {.mem = m->vm.mem, .bus = m->vm.bus, .host = &m->host_of_devices};
+    int r = vballoon_create(&env, &config, 0, &m->balloon);
+
+    assert(r == 0);
+}
+
 struct machine *fake_machine_new(struct event_base *events, const struct fake_options *options)
 {
     struct machine *m = calloc(1, sizeof(*m));
@@ -571,6 +583,7 @@ struct machine *fake_machine_new(struct event_base *events, const struct fake_op
     m->config.disk_count = 1;
     init_host(&m->host);
     init_vm(&m->vm, options);
+    init_balloon(m);
     tracker_default_settings(&m->config.mmu);
     r = machine_mmu_new(&m->config, &m->vm, on_page_limit, m, &m->mmu);
     assert(r == 0);
@@ -586,11 +599,29 @@ void fake_machine_free(struct machine *m)
         free(m->vm.dirty[i]);
     for (int i = 0; i < VM_MAX_VCPUS; i++)
         free(m->vm.rings[i]);
+    device_destroy(m->balloon);
     bus_free(m->vm.bus);
     mem_free(m->vm.mem);
     free(m->config.name);
     free(m->config.disks[0].path);
     free(m);
+}
+
+/* -- small devices: none but a balloon, which has no guest -------------------- */
+
+struct device *machine_rng(struct machine *m)
+{
+    return NULL;
+}
+
+struct device *machine_virtio_console(struct machine *m)
+{
+    return NULL;
+}
+
+struct device *machine_balloon(struct machine *m)
+{
+    return m->balloon;
 }
 
 /* -- one disk ---------------------------------------------------------------- */

@@ -157,6 +157,15 @@ static void test_refused_options(void **state)
         {"--disk=/d,serial=", "1 and 20"},
         {"--disk=/d,serial=123456789012345678901", "1 and 20"},
         {"--disk=/d,serial=a b", "printable"},
+        {"--rng=maybe", "off, on"},
+        {"--rng=off,rate=64K", "takes no more words"},
+        {"--rng=on,rate=63", "from 64 bytes to 1T"},
+        {"--rng=on,rate=fast", "is not a size"},
+        {"--rng=on,speed=1", "is not rate=BYTES"},
+        {"--balloon=on,", "\"\" is none of free-page-reporting, deflate-on-oom"},
+        {"--balloon=", "off, on"},
+        {"--virtio-console=tty", "none, stdio, socket, pty, file:PATH"},
+        {"--virtio-console=file:", "path is empty"},
         {"--no-such", "--no-such: no such option"},
         {"--paused=1", "no such option, or a value"},
         {"--kernel", "--kernel wants a value"},
@@ -242,6 +251,52 @@ static void test_json(void **state)
     assert_true(c.paused);
     assert_false(c.prealloc);
     assert_int_equal(c.console, CHARDEV_PTY);
+    config_clear(&c);
+}
+
+static void test_small_devices(void **state)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct config c, again;
+    json_t *described;
+    const char *text;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", NULL), 0);
+    assert_true(c.rng.on && c.rng.rate == 0);
+    assert_false(c.balloon.on || c.virtio_console);
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--kernel=/k", "--rng=on,rate=64K", "--balloon",
+                           "on,free-page-reporting,deflate-on-oom", "--virtio-console=file:/x", NULL),
+                     0);
+    assert_true(c.rng.on && c.rng.rate == 64 * KiB);
+    assert_true(c.balloon.on && c.balloon.reporting && c.balloon.deflate_on_oom);
+    assert_true(c.virtio_console && c.virtio_console_kind == CHARDEV_FILE);
+    assert_string_equal(c.virtio_console_path, "/x");
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--kernel=/k", "--rng=on,rate=100000", "--balloon",
+                           "on,deflate-on-oom", "--virtio-console=file:/x", NULL),
+                     0);
+    described = config_describe(&c);
+    text = json_object_to_json_string(described);
+    assert_int_equal(parse_text(&again, text, error), 0);
+    assert_true(again.rng.on && again.rng.rate == 100000);
+    assert_true(again.balloon.on && again.balloon.deflate_on_oom && !again.balloon.reporting);
+    /* That there is one, not where it goes. */
+    assert_true(again.virtio_console && again.virtio_console_kind == CHARDEV_SOCKET && !again.virtio_console_path);
+    json_object_put(described);
+    config_clear(&again);
+    config_clear(&c);
+    /* The last one counts, all of it. */
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--rng=on,rate=64K", "--rng=on", "--balloon=on,deflate-on-oom",
+                           "--balloon=on", "--virtio-console=pty", "--virtio-console=off", NULL),
+                     0);
+    assert_true(c.rng.on && c.rng.rate == 0);
+    assert_true(c.balloon.on && !c.balloon.deflate_on_oom);
+    assert_false(c.virtio_console);
+    config_clear(&c);
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--kernel=/k", "--console=stdio", "--virtio-console=stdio", NULL), 0);
+    assert_int_equal(config_check(&c, error), -EINVAL);
+    assert_non_null(strstr(error, "cannot both be stdio"));
     config_clear(&c);
 }
 
@@ -387,6 +442,7 @@ int main(void)
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
         cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_small_devices),
         cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 

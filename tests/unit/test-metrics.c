@@ -85,6 +85,8 @@ static void test_machine(void **state)
     expect(p, "umbra_vm_state{state=\"paused\"} 1");
     expect(p, "umbra_vm_state{state=\"running\"} 0");
     expect(p, "umbra_vm_memory_bytes 4194304");
+    expect(p, "umbra_balloon_memory_bytes 4194304");
+    expect(p, "umbra_balloon_given_back_bytes_total 0");
     expect(p, "umbra_vm_vcpus 2");
     expect(p, "umbra_vcpu_exits_total{vcpu=\"1\",reason=\"io_out\"} 4");
     expect(p, "umbra_guest_stall_seconds_total{reason=\"paused\"} 1.500000000");

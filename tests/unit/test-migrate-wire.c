@@ -14,6 +14,7 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/log.h"
 #include "migrate/compress.h"
 #include "migrate/pages.h"
@@ -485,6 +486,31 @@ static void test_packed_pages(void **state)
     mig_unpacker_free(u);
 }
 
+/* umbra-migration(7) has each frame with its number, and no other. */
+static void test_manual(void **state)
+{
+    const char *src = getenv("UMBRA_SRCDIR");
+    _cleanup_free_ char *manual = NULL;
+    char path[4096], item[64];
+    unsigned int frames = 0, items = 0;
+
+    snprintf(path, sizeof(path), "%.4000s/man/umbra-migration.7", src ? src : ".");
+    assert_int_equal(fd_read_file(path, 1 << 20, &manual, NULL), 0);
+    for (unsigned int type = 0; type < MIG_TYPE_END; type++) {
+        const char *name = mig_type_name((enum mig_type)type);
+
+        if (strcmp(name, "unknown") == 0)
+            continue;
+        frames++;
+        snprintf(item, sizeof(item), "\n.It %u Cm %s\n", type, name);
+        if (!strstr(manual, item))
+            fail_msg("umbra-migration(7) has no frame %u, %s", type, name);
+    }
+    for (const char *at = manual; (at = strstr(at, "\n.It ")); at++)
+        items += strncmp(at + 5 + strspn(at + 5, "0123456789"), " Cm ", 4) == 0 && at[5] <= '9';
+    assert_int_equal(items, frames);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -500,6 +526,7 @@ int main(void)
         cmocka_unit_test(test_forecast),
         cmocka_unit_test(test_packed_header),
         cmocka_unit_test(test_packed_pages),
+        cmocka_unit_test(test_manual),
     };
 
     log_init("test-migrate-wire", NULL);

@@ -161,6 +161,53 @@ static void test_scan_learns_again(void **state)
     teardown(&f);
 }
 
+static size_t candidates(const struct fixture *f, const struct mem *mem, gfn_t *ret, size_t max)
+{
+    struct root_scan_cursor at = {.looked = 0};
+    size_t n = root_scan_candidates(mem, &f->sig, &at, mem_pages(mem), UINT64_MAX, ret, max);
+
+    assert_int_equal(at.next, mem_pages(mem));
+    return n;
+}
+
+/*
+ * A lazily restored guest: what its snapshot has is found, and what it has made since, also where the snapshot has a hole;
+ * what it has not touched is not brought in.
+ */
+static void test_scan_private(void **state)
+{
+    struct mem_config config = {.private = true};
+    const gfn_t fresh = 6000, hole = 7000;
+    uint64_t table[512];
+    struct fixture f;
+    struct mem *mem;
+    gfn_t found[8];
+    uint8_t there;
+    gpa_t old;
+
+    setup(&f);
+    old = process(&f, 9000);
+    assert_int_equal(candidates(&f, f.guest.mem, found, ARRAY_SIZE(found)), 2);
+    config.size = pages_to_bytes(mem_pages(f.guest.mem));
+    assert_int_equal(mem_new(&config, &mem), 0);
+    assert_int_equal(mem_map_file(mem, 0, config.size, mem_fd(f.guest.mem)), 0);
+    assert_int_equal(mem_fd(mem), -1);
+    assert_int_equal(candidates(&f, mem, found, ARRAY_SIZE(found)), 2);
+    assert_int_equal(found[0], gpa_to_gfn(f.kernel));
+    assert_int_equal(found[1], gpa_to_gfn(old));
+    assert_int_equal(mem_read(mem, old, table, sizeof(table)), 0);
+    assert_int_equal(mem_write(mem, gfn_to_gpa(fresh), table, sizeof(table)), 0);
+    assert_int_equal(candidates(&f, mem, found, ARRAY_SIZE(found)), 3);
+    assert_int_equal(found[2], fresh);
+    mem_resident(mem, hole, 1, &there);
+    assert_int_equal(there, 0);
+    mem_resident(f.guest.mem, hole, 1, &there);
+    assert_int_equal(there, 1);
+    mem_free(mem);
+    assert_int_equal(mirror_sync(f.m, true), 0);
+    teardown(&f);
+}
+
 static void test_scan_kpti(void **state)
 {
     struct fixture f;
@@ -498,6 +545,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scan),
         cmocka_unit_test(test_scan_learns_again),
+        cmocka_unit_test(test_scan_private),
         cmocka_unit_test(test_scan_kpti),
         cmocka_unit_test(test_scan_bad),
         cmocka_unit_test(test_faked_roots),

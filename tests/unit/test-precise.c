@@ -220,6 +220,51 @@ static void test_watch(void **state)
 }
 
 /* Neighbours are protected together, also where slots begin and end. */
+/* Frames that count as written from the start: protected together, when they are due. */
+static void test_watch_soon(void **state)
+{
+    struct fixture f;
+    struct precise_stats s;
+    gfn_t gfns[8];
+    size_t at = 0;
+
+    open_fixture(&f, 8 * MiB);
+    for (gfn_t gfn = 40; gfn < 45; gfn++)
+        assert_int_equal(precise_watch_soon(f.p, gfn), 0);
+    assert_int_equal(precise_watch_soon(f.p, 40), 0);
+    assert_int_equal(precise_watch_soon(f.p, bytes_to_pages(8 * MiB)), -EFAULT);
+    assert_true(precise_watched(f.p, 40));
+    assert_int_equal(precise_unsync(f.p), 5);
+    guest_write(f.mem, 40);
+    assert_int_equal(faults(&f), 0);
+    no_event(&f);
+    assert_int_equal(precise_unprotected(f.p, &at, gfns, 3), 3);
+    assert_int_equal(precise_unprotected(f.p, &at, gfns + 3, 3), 2);
+    for (unsigned int i = 0; i < 5; i++)
+        assert_int_equal(gfns[i], 40 + i);
+    /* Not before its time; and one that is gone by then is not protected. */
+    assert_int_equal(precise_reprotect(f.p, 1, gfns, 8), 0);
+    assert_int_equal(precise_watch(f.p, 42, false), 0);
+    assert_int_equal(precise_reprotect(f.p, UINT64_MAX, gfns, 8), 4);
+    precise_stats(f.p, &s);
+    assert_int_equal(s.protects, 4);
+    assert_int_equal(s.protect_calls, 2);
+    assert_int_equal(s.unsync, 0);
+    guest_write(f.mem, 42);
+    assert_int_equal(faults(&f), 0);
+    guest_write(f.mem, 40);
+    assert_int_equal(faults(&f), 1);
+    assert_int_equal(only_event(&f), 40);
+    /* A frame that goes and comes back while it waits is one. */
+    assert_int_equal(precise_watch(f.p, 40, false), 0);
+    assert_int_equal(precise_watch_soon(f.p, 40), 0);
+    assert_int_equal(precise_watched(f.p, 40), true);
+    assert_int_equal(only_reprotected(&f, UINT64_MAX), 40);
+    guest_write(f.mem, 40);
+    assert_int_equal(faults(&f), 2);
+    close_fixture(&f);
+}
+
 static void test_runs(void **state)
 {
     struct fixture f;
@@ -414,21 +459,6 @@ static void test_unprivileged(void **state)
     assert_non_null(strstr(text, "vm.unprivileged_userfaultfd"));
 }
 
-/* A lazily restored snapshot has no mapping beside the guest's. */
-static void test_private(void **state)
-{
-    struct mem_config config = {.size = 2 * MiB, .private = true};
-    struct precise *p = NULL;
-    struct mem *mem;
-
-    log_set_level(LOG_LEVEL_ERR - 1);
-    assert_int_equal(mem_new(&config, &mem), 0);
-    assert_int_equal(precise_new(mem, -1, &p), -EOPNOTSUPP);
-    log_set_level(LOG_LEVEL_ERR);
-    assert_null(p);
-    mem_free(mem);
-}
-
 static void test_huge_pages(void **state)
 {
     struct mem_config config = {.size = 2 * MiB, .hugepages = true};
@@ -448,6 +478,21 @@ static void test_huge_pages(void **state)
 }
 
 /* The kernel refuses what cannot fail: everything goes on unprotected, and the source says so. */
+/* Memory of a lazily restored snapshot: refused before anything is registered. */
+static void test_private(void **state)
+{
+    struct mem_config config = {.size = 8 * MiB, .private = true};
+    struct precise *p = NULL;
+    struct mem *mem;
+
+    assert_int_equal(mem_new(&config, &mem), 0);
+    log_set_level(LOG_LEVEL_ERR - 1);
+    assert_int_equal(precise_new(mem, -1, &p), -EOPNOTSUPP);
+    log_set_level(LOG_LEVEL_ERR);
+    assert_null(p);
+    mem_free(mem);
+}
+
 static void test_failure(void **state)
 {
     struct fixture f;
@@ -617,14 +662,15 @@ int main(void)
         cmocka_unit_test(test_write),
         cmocka_unit_test(test_age),
         cmocka_unit_test(test_watch),
+        cmocka_unit_test(test_watch_soon),
         cmocka_unit_test(test_runs),
         cmocka_unit_test(test_vmm_writes),
         cmocka_unit_test(test_discard),
         cmocka_unit_test(test_overflow),
         cmocka_unit_test(test_registered_elsewhere),
         cmocka_unit_test(test_unprivileged),
-        cmocka_unit_test(test_private),
         cmocka_unit_test(test_huge_pages),
+        cmocka_unit_test(test_private),
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_no_write_is_lost),
     };

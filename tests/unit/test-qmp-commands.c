@@ -77,6 +77,22 @@ static void test_questions(void **state)
            "'cpu-index':1,'target':'x86_64'}]}");
 }
 
+static void test_balloon(void **state)
+{
+    struct env *e = *state;
+
+    env_expect(e, "balloon", "{'value':4194304}", "{'return':{}}");
+    env_expect(e, "balloon-set", "{'guest-stats-polling-interval':7}", "{'return':{}}");
+    env_expect(e, "query-balloon", "{}",
+               "{'return':{'actual':16777216,'target':4194304,'driver':false,'free-page-reporting':false,"
+               "'needs-reset':false,'given-back':0,'guest-stats-polling-interval':7}}");
+    env_expect(e, "balloon", "{'value':9223372036854775807}", "{'return':{}}");
+    env_expect_error(e, "balloon", "{'value':0}", "Parameter 'value' is 0, out of range (1 to 9223372036854775807)");
+    env_expect_error(e, "balloon", "{}", "Parameter 'value' is missing");
+    env_expect_error(e, "balloon-set", "{'guest-stats-polling-interval':3601}",
+                     "Parameter 'guest-stats-polling-interval' is 3601, out of range (0 to 3600)");
+}
+
 static void test_host(void **state)
 {
     struct env *e = *state;
@@ -304,7 +320,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table), TEST(test_questions), TEST(test_host),    TEST_LARGE(test_guest_memory),
         TEST(test_run_state),         TEST(test_stats),     TEST(test_stats_errors), TEST(test_schemas),
-        TEST(test_own_stats),
+        TEST(test_own_stats),         TEST(test_balloon),
     };
 
     return cmocka_run_group_tests_name("qmp-commands", tests, NULL, NULL);

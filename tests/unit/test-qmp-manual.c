@@ -1,4 +1,4 @@
-/* man/umbra-control.7 against the command table, the events and the limits of the code. */
+/* man/umbra-control.7 against the command table, the events and the limits of the code; man/umbra-mmu.7 against mmu-set. */
 #include "config.h"
 
 #include <setjmp.h>
@@ -81,6 +81,7 @@ static void test_manual_events(void **state)
         const char *file, *call;
     } sources[] = {
         {"src/daemon/machine.c", "emit(m, \""},
+        {"src/daemon/machine-balloon.c", "emit(m, \""},
         {"src/daemon/migration.c", "observer.opaque, \""},
         {"src/daemon/qmp-snapshot.c", "qmp_server_event(q->server, \""},
     };
@@ -146,17 +147,44 @@ static void test_manual_limits(void **state)
     }
 }
 
+/* Of man/umbra-mmu.7: the parameters of mmu-set, in the order of the table. */
+static void test_manual_parameters(void **state)
+{
+    _cleanup_free_ char *manual = read_source("man/umbra-mmu.7");
+    char *section = strstr(manual, "\n.Sh PARAMETERS\n"), *end, want[128];
+    const struct qmp_arg *arg = NULL;
+
+    assert_non_null(section);
+    end = strstr(section + 1, "\n.Sh ");
+    assert_non_null(end);
+    *end = '\0';
+    for (size_t i = 0; i < qmp_command_count; i++)
+        if (strcmp(qmp_commands[i].name, "mmu-set") == 0)
+            arg = qmp_commands[i].args;
+    assert_non_null(arg);
+    for (char *p = section; (p = strstr(p, "\n.It Cm ")); arg++) {
+        p += strlen("\n.It Cm ");
+        snprintf(want, sizeof(want), "%.*s", (int)strcspn(p, "\n"), p);
+        assert_non_null(arg->name);
+        assert_string_equal(want, arg->name);
+    }
+    assert_null(arg->name);
+}
+
 static void test_manual_lint(void **state)
 {
-    const char *src = getenv("UMBRA_SRCDIR");
-    char command[4096];
+    const char *src = getenv("UMBRA_SRCDIR"), *pages[] = {"umbra-control.7", "umbra-mmu.7"};
 
     if (system("command -v mandoc >/dev/null") != 0) {
         print_message("# mandoc is not installed\n");
         skip();
     }
-    snprintf(command, sizeof(command), "mandoc -T lint -W warning '%s/man/umbra-control.7' >&2", src ? src : ".");
-    assert_int_equal(system(command), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(pages); i++) {
+        char command[4096];
+
+        snprintf(command, sizeof(command), "mandoc -T lint -W warning '%s/man/%s' >&2", src ? src : ".", pages[i]);
+        assert_int_equal(system(command), 0);
+    }
 }
 
 int main(void)
@@ -165,6 +193,7 @@ int main(void)
         cmocka_unit_test(test_manual_commands),
         cmocka_unit_test(test_manual_events),
         cmocka_unit_test(test_manual_limits),
+        cmocka_unit_test(test_manual_parameters),
         cmocka_unit_test(test_manual_lint),
     };
 

@@ -7,8 +7,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/util.h"
 #include "mmu/mem.h"
 #include "qmp-harness.h"
@@ -94,6 +96,65 @@ static void test_query_mmu(void **state)
     expect_part(e, "query-mmu", "{}", "large-pages", "{'2m':1,'4m':0,'1g':0}");
     expect_part(e, "query-mmu", "{}", "guest", "{'paging-levels':4,'kpti':false}");
     expect_part(e, "query-mmu", "{}", "page-limit", "{'mode':'auto','limit':0,'default':81,'changes':0}");
+}
+
+static char *figures_of_manual(void)
+{
+    const char *src = getenv("UMBRA_SRCDIR");
+    char path[4096], *text, *section, *end;
+
+    snprintf(path, sizeof(path), "%s/man/umbra-mmu.7", src ? src : ".");
+    assert_int_equal(fd_read_file(path, 1 << 20, &text, NULL), 0);
+    section = strstr(text, "\n.Sh FIGURES\n");
+    assert_non_null(section);
+    end = strstr(section + 1, "\n.Sh ");
+    assert_non_null(end);
+    *end = '\0';
+    section = strdup(section);
+    free(text);
+    assert_non_null(section);
+    return section;
+}
+
+/* Each member of an answer, as "a" or "a.b", stands in the manual; their number is returned. */
+static unsigned int members_in_manual(const json_t *object, const char *prefix, const char *manual)
+{
+    unsigned int count = 0;
+
+    json_object_object_foreach((json_t *)(uintptr_t)object, key, v)
+    {
+        char name[128], want[160];
+
+        snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "", key);
+        if (json_object_is_type(v, json_type_object)) {
+            count += members_in_manual(v, name, manual);
+            continue;
+        }
+        snprintf(want, sizeof(want), "\n.It Ql %s\n", name);
+        if (!strstr(manual, want))
+            fail_msg("man/umbra-mmu.7 lacks %s", name);
+        count++;
+    }
+    return count;
+}
+
+static void test_manual(void **state)
+{
+    struct env *e = *state;
+    _cleanup_json_ json_t *answer = NULL;
+    _cleanup_free_ char *manual = figures_of_manual();
+    unsigned int count, in_manual = 0;
+    const json_t *limit;
+
+    make_guest(e);
+    answer = env_call(e, "query-mmu", "{}");
+    count = members_in_manual(value(answer), "", manual);
+    /* A fake KVM tells nothing of it. */
+    assert_int_equal(json_get_obj(value(answer), "page-limit", (json_t **)(uintptr_t)&limit), 0);
+    assert_false(json_object_object_get_ex(limit, "recycled", NULL));
+    for (const char *p = manual; (p = strstr(p, "\n.It Ql ")); p++)
+        in_manual++;
+    assert_int_equal(in_manual, count + 1);
 }
 
 static void test_spaces(void **state)
@@ -235,7 +296,7 @@ static void test_attribute(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_query_mmu), TEST(test_spaces), TEST(test_rmap), TEST(test_verify), TEST(test_set), TEST(test_attribute),
+        TEST(test_query_mmu), TEST(test_manual), TEST(test_spaces), TEST(test_rmap), TEST(test_verify), TEST(test_set), TEST(test_attribute),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -63,7 +63,8 @@ struct world {
     enum heard_by by;
     atomic_ullong now, cpu, activity, cost;
     struct tracker_vcpu vcpu;
-    unsigned int looks, kicks, pressures;
+    uint64_t seen_now; /* root that a vCPU is seen with in kernel mode by a look at once; 0: none */
+    unsigned int looks, kicks, looks_now, pressures;
 
     /* The guest; one edit at a time under `edit`. */
     pthread_mutex_t edit;
@@ -340,6 +341,22 @@ static bool op_vcpu(void *opaque, unsigned int index, struct tracker_vcpu *ret)
     return index == 0;
 }
 
+static void vcpu_has(struct world *w, uint64_t cr3, bool kernel)
+{
+    /* Long mode with NX. */
+    w->vcpu = (struct tracker_vcpu){
+        .cr0 = 0x80000001, .cr3 = cr3, .cr4 = 0x20, .efer = 0xd00, .kernel = kernel, .seq = w->vcpu.seq + 1};
+}
+
+static void op_look_now(void *opaque)
+{
+    struct world *w = opaque;
+
+    w->looks_now++;
+    if (w->seen_now)
+        vcpu_has(w, w->seen_now, true);
+}
+
 static void op_pressure(void *opaque, const struct tracker_pressure *pressure)
 {
     struct world *w = opaque;
@@ -351,18 +368,12 @@ static void op_pressure(void *opaque, const struct tracker_pressure *pressure)
 static const struct tracker_ops world_ops = {
     .activity = op_activity,
     .look = op_look,
+    .look_now = op_look_now,
     .vcpu = op_vcpu,
     .pressure = op_pressure,
     .now = op_now,
     .cpu_now = op_cpu_now,
 };
-
-static void vcpu_has(struct world *w, uint64_t cr3, bool kernel)
-{
-    /* Long mode with NX. */
-    w->vcpu = (struct tracker_vcpu){
-        .cr0 = 0x80000001, .cr3 = cr3, .cr4 = 0x20, .efer = 0xd00, .kernel = kernel, .seq = w->vcpu.seq + 1};
-}
 
 static void world_init(struct world *w, enum heard_by by, const struct tracker_settings *settings, uint64_t seed)
 {
@@ -703,12 +714,12 @@ static void test_idle(void **state)
     assert_int_equal(last, 60 * NSEC_PER_SEC);
     assert_int_equal(tables_read(&w), read);
     /* Somebody asks: still nothing to read. They ran: a look is taken for the question, long before the next tick. */
-    assert_int_equal(tracker_lock(w.tracker, &m, NULL), 0);
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, NULL), 0);
     tracker_unlock(w.tracker);
     assert_int_equal(tables_read(&w), read);
     w.now += NSEC_PER_SEC;
     w.activity += NSEC_PER_MSEC;
-    assert_int_equal(tracker_lock(w.tracker, &m, &last), 0);
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, &last), 0);
     tracker_unlock(w.tracker);
     assert_int_equal(last, 0);
     assert_true(tables_read(&w) > read);
@@ -730,6 +741,52 @@ static void test_idle(void **state)
     world_clear(&w);
 }
 
+/* How old an answer is follows from the interval and not from the CPU budget; and attribution is of now. */
+static void test_age(void **state)
+{
+    static struct world w;
+    uint64_t age, read;
+    struct mirror *m;
+
+    world_init(&w, BY_REREAD, NULL, 1);
+    tracker_run(w.tracker, true);
+    /* Ticks of 600 ms of CPU: at 1 percent one a minute. */
+    w.cost = 600 * NSEC_PER_MSEC;
+    w.activity += NSEC_PER_SEC;
+    tick(&w);
+    assert_int_equal(interval(&w), 60 * NSEC_PER_SEC);
+    read = tables_read(&w);
+    w.now += 90 * NSEC_PER_MSEC;
+    w.activity += NSEC_PER_MSEC;
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, &age), 0);
+    tracker_unlock(w.tracker);
+    assert_int_equal(age, 90 * NSEC_PER_MSEC);
+    assert_int_equal(tables_read(&w), read);
+    w.now += 30 * NSEC_PER_MSEC;
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, &age), 0);
+    tracker_unlock(w.tracker);
+    assert_int_equal(age, 0);
+    assert_true(tables_read(&w) > read);
+    /* A page that has just been mapped is its space's, not the kernel's. */
+    read = tables_read(&w);
+    w.now++;
+    w.activity++;
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_NOW, &m, &age), 0);
+    tracker_unlock(w.tracker);
+    assert_int_equal(age, 0);
+    assert_true(tables_read(&w) > read);
+    /* Nobody ran: nothing to read. */
+    read = tables_read(&w);
+    w.now += NSEC_PER_SEC;
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_NOW, &m, &age), 0);
+    tracker_unlock(w.tracker);
+    assert_int_equal(age, NSEC_PER_SEC);
+    assert_int_equal(tables_read(&w), read);
+    /* The next tick is when it was to be. */
+    assert_int_equal(interval(&w), 60 * NSEC_PER_SEC);
+    world_clear(&w);
+}
+
 /* -- roots --------------------------------------------------------------------------------------------------------------- */
 
 static bool has_root(struct world *w, uint32_t gfn, enum mmu_root_kind *ret_kind)
@@ -738,7 +795,7 @@ static bool has_root(struct world *w, uint32_t gfn, enum mmu_root_kind *ret_kind
     struct mmu_root root;
     bool found = false;
 
-    assert_int_equal(tracker_lock(w->tracker, &m, NULL), 0);
+    assert_int_equal(tracker_lock(w->tracker, TRACKER_RECENT, &m, NULL), 0);
     for (uint32_t cursor = 0; mirror_root_next(m, &cursor, &root);)
         if (root.cr3 == gfn_to_gpa(gfn)) {
             found = true;
@@ -832,7 +889,7 @@ static void test_kpti(void **state)
     assert_true(has_root(&w, even, NULL));
     assert_true(has_root(&w, even + 1, &kind));
     assert_int_equal(kind, MMU_ROOT_KPTI);
-    assert_int_equal(tracker_lock(w.tracker, &m, NULL), 0);
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, NULL), 0);
     mirror_take_census(m, &census);
     tracker_unlock(w.tracker);
     assert_int_equal(census.kpti, 1);
@@ -889,6 +946,69 @@ static void test_reset(void **state)
     pass(&w, 2);
     tracker_info(w.tracker, &info);
     assert_true(info.stats.mirror.roots > 10);
+    world_clear(&w);
+}
+
+/*
+ * State was loaded: the vCPUs were looked at after the reset, and all address spaces are found at the first question, wherever the vCPU
+ * was, though it has not run yet.
+ */
+static void test_loaded(void **state)
+{
+    static struct world w;
+    const uint32_t even = 1000;
+
+    world_init(&w, BY_REREAD, NULL, 1);
+    for (unsigned int i = 0; i < 3000; i++)
+        guest_edit(&w);
+    /* A pair, as KPTI has it. */
+    for (unsigned int e = 0; e < 512; e++) {
+        store(&w, even, e, e >= 256 ? table_at(&w, KERNEL_ROOT)[e] : 0);
+        store(&w, even + 1, e, 0);
+    }
+    store(&w, even, 0, gfn_to_gpa(1100) | ENTRY_USER | UINT64_C(1) << 63);
+    store(&w, even + 1, 0, gfn_to_gpa(1100) | ENTRY_USER);
+    store(&w, even + 1, 511, gfn_to_gpa(1101) | 0x63);
+    for (unsigned int i = 0; i < 3; i++) {
+        uint32_t at = i == 0 ? KERNEL_ROOT : i == 1 ? even : even + 1;
+
+        tracker_reset(w.tracker);
+        vcpu_has(&w, gfn_to_gpa(at), at == KERNEL_ROOT);
+        assert_true(has_root(&w, even, NULL));
+        assert_true(has_root(&w, even + 1, NULL));
+        assert_true(verify_zero(&w, "loaded", i) > 10);
+    }
+    world_clear(&w);
+}
+
+/* Ticks are rare, and what vCPUs were last asked for is of a time before the kernel had its page tables: a question asks anew. */
+static void test_question_looks(void **state)
+{
+    static struct world w;
+    uint32_t root;
+
+    world_init(&w, BY_REREAD, NULL, 1);
+    /* Something with an entry 511 that is not the kernel's. */
+    store(&w, 1500, 511, gfn_to_gpa(1501) | 0x63);
+    vcpu_has(&w, gfn_to_gpa(1500), true);
+    tracker_run(w.tracker, true);
+    w.cost = 600 * NSEC_PER_MSEC;
+    w.activity += NSEC_PER_SEC;
+    tick(&w);
+    assert_int_equal(interval(&w), 60 * NSEC_PER_SEC);
+    space_begin(&w, &root);
+    edit_entry(&w, root);
+    store(&w, root, 0, gfn_to_gpa(1100) | ENTRY_USER);
+    w.seen_now = gfn_to_gpa(KERNEL_ROOT);
+    w.now += 10 * NSEC_PER_SEC;
+    w.activity += NSEC_PER_SEC;
+    assert_true(has_root(&w, root, NULL));
+    assert_int_equal(w.looks_now, 1);
+    /* Not at every question. */
+    w.now += NSEC_PER_SEC;
+    w.activity += NSEC_PER_SEC;
+    assert_true(has_root(&w, root, NULL));
+    assert_int_equal(w.looks_now, 1);
     world_clear(&w);
 }
 
@@ -1007,7 +1127,7 @@ static void test_settings(void **state)
     s.mode = TRACKER_OFF;
     assert_int_equal(tracker_set(w.tracker, &s), 0);
     assert_true(tracker_tick(w.tracker) == UINT64_MAX);
-    assert_int_equal(tracker_lock(w.tracker, &m, NULL), -ENODATA);
+    assert_int_equal(tracker_lock(w.tracker, TRACKER_RECENT, &m, NULL), -ENODATA);
     tracker_run(w.tracker, false);
     assert_int_equal(tracker_verify(w.tracker, &v), -ENODATA);
     tracker_info(w.tracker, &info);
@@ -1114,7 +1234,7 @@ static void test_thread(void **state)
         sched_yield();
     for (unsigned int i = 0; i < 200; i++) {
         guest_edit(&w);
-        assert_int_equal(tracker_lock(t, &m, NULL), 0);
+        assert_int_equal(tracker_lock(t, TRACKER_RECENT, &m, NULL), 0);
         tracker_unlock(t);
     }
     tracker_run(t, false);
@@ -1147,10 +1267,13 @@ int main(void)
         cmocka_unit_test(test_reprotect_age),
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_age),
         cmocka_unit_test(test_roots),
         cmocka_unit_test(test_kpti),
         cmocka_unit_test(test_no_signature),
         cmocka_unit_test(test_reset),
+        cmocka_unit_test(test_loaded),
+        cmocka_unit_test(test_question_looks),
         cmocka_unit_test(test_eviction),
         cmocka_unit_test(test_faked_roots),
         cmocka_unit_test(test_settings),

@@ -102,7 +102,7 @@ static void run_queue(struct virtio_dev *v, struct virtq *q)
 static void on_kick(void *opaque, uint32_t events)
 {
     struct virtio_kick *kick = opaque;
-    struct virtio_dev *v = kick->queue->opaque;
+    struct virtio_dev *v = kick->device;
 
     pthread_mutex_lock(&v->dev.lock);
     __atomic_fetch_add(&v->counters.kicks, 1, __ATOMIC_RELAXED);
@@ -186,14 +186,19 @@ static void reset_queue(struct virtio_dev *v, struct virtq *q)
     virtq_reset(q);
 }
 
+static void reset_queues(struct virtio_dev *v)
+{
+    go_quiet(v);
+    for (unsigned int i = 0; i < v->queue_count; i++)
+        reset_queue(v, &v->queues[i]);
+}
+
 void virtio_device_reset(struct device *dev)
 {
     struct virtio_dev *v = to_virtio(dev);
     uint32_t generation = v->regs.config_generation;
 
-    go_quiet(v);
-    for (unsigned int i = 0; i < v->queue_count; i++)
-        reset_queue(v, &v->queues[i]);
+    reset_queues(v);
     if (v->ops->reset)
         v->ops->reset(v);
     v->regs = (struct virtio_regs){.config_generation = generation};
@@ -286,6 +291,13 @@ void virtio_config_set(struct virtio_dev *v, unsigned int offset, const void *da
     update(v);
     if (driver_ready(v))
         interrupt(v, VIRTIO_ISR_CONFIG);
+}
+
+void virtio_config_written(struct virtio_dev *v, unsigned int offset, const void *data, unsigned int len)
+{
+    assert(offset + len <= v->config_len);
+    memcpy(v->config + offset, data, len);
+    update(v);
 }
 
 void virtio_write_config(struct virtio_dev *v, unsigned int offset, unsigned int size, uint64_t value)
@@ -390,7 +402,8 @@ int virtio_device_restore(struct device *dev, struct state_reader *r, const stru
         err = state_check_all_read(r, s);
     if (err < 0)
         return err;
-    virtio_device_reset(dev);
+    /* Not the device's own part, which is restored already. */
+    reset_queues(v);
     v->regs = regs;
     memcpy(v->queues, queues, v->queue_count * sizeof(*queues));
     apply_features(v);
@@ -410,6 +423,7 @@ static int make_kicks(struct virtio_dev *v)
         struct virtio_kick *kick = &v->kicks[i];
         int r;
 
+        kick->device = v;
         kick->queue = &v->queues[i];
         kick->source.ready = on_kick;
         kick->source.opaque = kick;

@@ -83,6 +83,7 @@ struct virtio_regs {
 
 struct virtio_kick {
     struct io_source source;
+    struct virtio_dev *device;
     struct virtq *queue;
 };
 
@@ -127,6 +128,9 @@ static inline bool virtio_has(const struct virtio_dev *v, unsigned int feature)
 
 /* Change the configuration space; the driver is told when it is ready. */
 void virtio_config_set(struct virtio_dev *v, unsigned int offset, const void *data, unsigned int len);
+
+/* The same for what the driver wrote itself (config_write), or what nobody needs to be told of. */
+void virtio_config_written(struct virtio_dev *v, unsigned int offset, const void *data, unsigned int len);
 
 /*
  * The driver broke a rule that is not the queue's (which finds out by itself): the device needs a reset. Logged, at a
