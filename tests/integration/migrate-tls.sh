@@ -13,6 +13,10 @@ MEMORY=16M
 certs=$tap_dir/certs
 port=$((20000 + $$ % 20000))
 mkdir -p "$certs"
+# Not this host's, which may have none.
+export OPENSSL_CONF=$tap_dir/openssl.cnf
+printf '%s\n' '[req]' 'distinguished_name = name' 'x509_extensions = authority' '[name]' '[authority]' \
+    'basicConstraints = critical, CA:TRUE' 'subjectKeyIdentifier = hash' >"$OPENSSL_CONF"
 
 authority() { # NAME
     mkdir -p "$certs/$1"
