@@ -27,6 +27,8 @@ int config_read_snapshot(struct config *c, char *error);
 
 /* Options of devices, as struct option_row wants them. */
 int config_add_disk(struct config *c, const char *value, char *error);
+int config_add_net(struct config *c, const char *value, char *error);
+void config_clear_net(struct net_config *net);
 int config_set_rng(struct config *c, const char *value, char *error);
 int config_set_balloon(struct config *c, const char *value, char *error);
 int config_set_console(struct config *c, const char *value, char *error);

@@ -10,7 +10,7 @@
 #include "migrate/snapshot-open.h"
 
 /* Keys that a snapshot may set. Where things go on this host (console, sockets, what is logged) is not its business. */
-static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "cpu-off", "disk", "test-device",
+static const char *const guest_keys[] = {"kernel", "initrd", "cmdline", "memory", "cpus", "cpu-off", "disk", "net", "test-device",
                                          "rng", "balloon", "virtio-console"};
 
 static void add_path(json_t *o, const char *key, const char *path)
@@ -55,6 +55,54 @@ static json_t *disk_value(const struct vblk_config *disk)
     return json_object_new_string(text);
 }
 
+/* What another process can open as well. A descriptor is none of it: who restores the guest names its network anew. */
+static json_t *net_value(const struct net_config *net)
+{
+    static const char *const kinds[] = {[NET_TAP] = "tap", [NET_PASST] = "passt", [NET_USER] = "user"};
+    char text[2 * PATH_MAX + 1024] = "";
+    size_t at;
+
+    append_word(text, sizeof(text), "", kinds[net->kind]);
+    if (net->ifname)
+        append_word(text, sizeof(text), ",ifname=", net->ifname);
+    if (net->socket)
+        append_word(text, sizeof(text), ",socket=", net->socket);
+    if (net->tcp)
+        append_word(text, sizeof(text), ",tcp=", net->tcp);
+    if (net->udp)
+        append_word(text, sizeof(text), ",udp=", net->udp);
+    at = strlen(text);
+    if (net->queues)
+        at += (size_t)snprintf(text + at, sizeof(text) - at, ",queues=%u", net->queues);
+    if (net->mtu)
+        at += (size_t)snprintf(text + at, sizeof(text) - at, ",mtu=%u", net->mtu);
+    if (net->set_mac)
+        snprintf(text + at, sizeof(text) - at, ",mac=%02x:%02x:%02x:%02x:%02x:%02x", net->mac[0], net->mac[1], net->mac[2],
+                 net->mac[3], net->mac[4], net->mac[5]);
+    return json_object_new_string(text);
+}
+
+static void add_list(json_t *o, const char *key, json_t *list)
+{
+    if (json_object_array_length(list) > 0)
+        json_add(o, key, list);
+    else
+        json_object_put(list);
+}
+
+static void add_devices(json_t *o, const struct config *c)
+{
+    json_t *disks = json_object_new_array(), *nets = json_object_new_array();
+
+    for (unsigned int i = 0; i < c->disk_count; i++)
+        json_push(disks, disk_value(&c->disks[i]));
+    for (unsigned int i = 0; i < c->net_count; i++)
+        if (c->nets[i].kind != NET_FD)
+            json_push(nets, net_value(&c->nets[i]));
+    add_list(o, "disk", disks);
+    add_list(o, "net", nets);
+}
+
 static void add_cpu_off(json_t *o, cpuid_features off)
 {
     char list[512] = "";
@@ -84,7 +132,7 @@ static void add_small_devices(json_t *o, const struct config *c)
 
 json_t *config_describe(const struct config *c)
 {
-    json_t *o = json_object_new_object(), *disks;
+    json_t *o = json_object_new_object();
 
     add_path(o, "kernel", c->kernel);
     add_path(o, "initrd", c->initrd);
@@ -95,12 +143,7 @@ json_t *config_describe(const struct config *c)
     add_cpu_off(o, c->cpu_off);
     json_add_bool(o, "test-device", c->test_device);
     add_small_devices(o, c);
-    if (c->disk_count > 0) {
-        disks = json_object_new_array();
-        for (unsigned int i = 0; i < c->disk_count; i++)
-            json_push(disks, disk_value(&c->disks[i]));
-        json_add(o, "disk", disks);
-    }
+    add_devices(o, c);
     return o;
 }
 
@@ -140,6 +183,7 @@ int config_read_snapshot(struct config *c, char *error)
     snprintf(file, sizeof(file), "%.100s/meta.json", c->restore);
     if (r == 0)
         r = text ? config_parse_json(c, file, text, strlen(text), error) : -ENOMEM;
+    c->net_inherited = c->net_count;
     snapshot_meta_clear(&meta);
     return r == -EINVAL ? -EBADMSG : r;
 }

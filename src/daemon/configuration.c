@@ -445,6 +445,8 @@ static const struct option_row options[] = {
     {"memory", "SIZE", "guest memory, as 512M or 4G (default 512M)", EVERYWHERE, set_memory, false},
     {"cpus", "N", "virtual CPUs, 1 to 32 (default 1)", EVERYWHERE, set_cpus, false},
     {"console", "WHERE", "first serial port: socket (default), stdio, pty, file:PATH, none", EVERYWHERE, config_set_console, false},
+    {"net", "KIND[,WORD]...", "add a network card: tap, user, passt,socket=PATH, fd=N[:N...]; ifname=, queues=, mac=, mtu=, tcp=, udp=",
+     EVERYWHERE, config_add_net, true},
     {"disk", "PATH[,WORD]...", "add a raw image or block device: ro, direct, aio=io_uring|threads, serial=TEXT, queues=N",
      EVERYWHERE, config_add_disk, true},
     {"rng", "off|on[,rate=BYTES]", "random numbers for the guest (default on), so many bytes a second at most", EVERYWHERE,
@@ -535,6 +537,8 @@ void config_clear(struct config *c)
         free(c->disks[i].path);
         free(c->disks[i].serial);
     }
+    for (unsigned int i = 0; i < c->net_count; i++)
+        config_clear_net(&c->nets[i]);
     *c = (struct config){0};
 }
 

@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "device/chardev.h"
+#include "device/net-backend.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/rng.h"
@@ -20,6 +21,7 @@
 #define CONFIG_ERROR_MAX 320
 #define CONFIG_FILE_MAX (1u << 20)
 #define CONFIG_MAX_DISKS 12
+#define CONFIG_MAX_NETS 4
 #define CONFIG_DEFAULT_MEMORY (UINT64_C(512) << 20)
 
 enum config_paging {
@@ -67,6 +69,9 @@ struct config {
     bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
+    struct net_config nets[CONFIG_MAX_NETS];
+    unsigned int net_count;
+    unsigned int net_inherited; /* the first of them, which a snapshot brought: named anew they go */
     struct vrng_config rng;
     struct vballoon_config balloon;
     bool virtio_console;

@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "device/devices.h"
 #include "device/io-thread.h"
+#include "device/virtio/net.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
@@ -24,6 +25,7 @@ struct entry {
 struct machine_devices {
     const struct config *config;
     struct chardev *console, *virtio_console;
+    struct net_backend *const *nets;
     struct io_thread *io; /* NULL: no device wants one */
     struct entry *entries;
     unsigned int count;
@@ -34,6 +36,7 @@ struct making {
     const struct config *config;
     const struct device_env *env;
     struct chardev *console, *virtio_console;
+    struct net_backend *const *nets;
     unsigned int index; /* among those of the kind */
     unsigned int slot;  /* virtio-mmio's, of a virtio device */
 };
@@ -87,6 +90,23 @@ static unsigned int count_disks(const struct config *c)
     return c->disk_count;
 }
 
+static int create_net(const struct making *m, struct device **ret)
+{
+    const struct net_config *net = &m->config->nets[m->index];
+    struct vnet_config config = {.backend = m->nets[m->index], .mtu = net->mtu};
+
+    if (net->set_mac)
+        memcpy(config.mac, net->mac, NET_MAC_LEN);
+    else
+        net_default_mac(m->config->name, m->index, config.mac);
+    return vnet_create(m->env, &config, m->index, m->slot, ret);
+}
+
+static unsigned int count_nets(const struct config *c)
+{
+    return c->net_count;
+}
+
 static int create_rng(const struct making *m, struct device **ret)
 {
     return vrng_create(m->env, &m->config->rng, m->slot, ret);
@@ -124,6 +144,7 @@ static const struct row table[DEVICE_KINDS] = {
     [DEVICE_ACPI_PM] = {"ACPI power", false, NULL, create_acpi_pm},
     [DEVICE_TEST] = {"test device", false, count_testdev, create_testdev},
     [DEVICE_DISK] = {"disk", true, count_disks, create_disk},
+    [DEVICE_NET] = {"network card", true, count_nets, create_net},
     [DEVICE_RNG] = {"random numbers", true, count_rng, create_rng},
     [DEVICE_BALLOON] = {"balloon", true, count_balloon, create_balloon},
     [DEVICE_VIRTIO_CONSOLE] = {"virtio console", true, count_virtio_console, create_virtio_console},
@@ -178,7 +199,7 @@ static int create(struct machine_devices *d, enum machine_device kind, struct ma
 static int create_all(struct machine_devices *d, const struct device_env *env)
 {
     struct making making = {.config = d->config, .env = env, .console = d->console,
-                             .virtio_console = d->virtio_console};
+                             .virtio_console = d->virtio_console, .nets = d->nets};
 
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         for (making.index = 0; making.index < count_of(d->config, kind); making.index++) {
@@ -203,7 +224,7 @@ static int start_io(struct machine_devices *d)
 }
 
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct chardev *virtio_console, struct machine_devices **ret)
+                        struct chardev *virtio_console, struct net_backend *const *nets, struct machine_devices **ret)
 {
     struct machine_devices *d = calloc(1, sizeof(*d));
     struct device_env with_io = *env;
@@ -214,6 +235,7 @@ int machine_devices_new(const struct config *config, const struct device_env *en
         return -ENOMEM;
     d->config = config;
     d->console = console;
+    d->nets = nets;
     d->virtio_console = virtio_console;
     for (unsigned int kind = 0; kind < DEVICE_KINDS; kind++)
         n += count_of(config, kind);

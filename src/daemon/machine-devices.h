@@ -18,6 +18,7 @@ enum machine_device {
     DEVICE_ACPI_PM,
     DEVICE_TEST,
     DEVICE_DISK,
+    DEVICE_NET,
     DEVICE_RNG,
     DEVICE_BALLOON,
     DEVICE_VIRTIO_CONSOLE,
@@ -28,10 +29,11 @@ struct machine_devices;
 
 /*
  * Make them all; -errno, logged. env without `io`: a thread is started if a device wants one. The consoles (the virtio one is
- * NULL where there is none) and what env points to must outlive them. They are quiet until machine_devices_resume.
+ * NULL where there is none), what env points to, and `nets` (one for each of the configuration, open) must outlive them. They
+ * are quiet until machine_devices_resume.
  */
 int machine_devices_new(const struct config *config, const struct device_env *env, struct chardev *console,
-                        struct chardev *virtio_console, struct machine_devices **ret);
+                        struct chardev *virtio_console, struct net_backend *const *nets, struct machine_devices **ret);
 /* NULL is fine. */
 void machine_devices_free(struct machine_devices *d);
 

@@ -24,6 +24,7 @@ enum request {
 
 struct machine {
     const struct config *config;
+    struct net_backend *const *nets;
     struct event_base *events;
     struct machine_observer observer;
     struct mem *mem;

@@ -29,7 +29,7 @@ static int create_devices(struct machine *m)
         .vm = m->vm,
     };
 
-    return machine_devices_new(m->config, &env, m->console, m->virtio_console, &m->devices);
+    return machine_devices_new(m->config, &env, m->console, m->virtio_console, m->nets, &m->devices);
 }
 
 /* After it nothing changes guest memory but what the main thread does itself. */
@@ -394,8 +394,8 @@ static int check_paging(struct machine *m)
     return -ENOTSUP;
 }
 
-int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
-                struct machine **ret)
+int machine_new(const struct config *config, struct net_backend *const *nets, struct event_base *events,
+                const struct machine_observer *observer, struct machine **ret)
 {
     struct machine *m = calloc(1, sizeof(*m));
     int r;
@@ -403,6 +403,7 @@ int machine_new(const struct config *config, struct event_base *events, const st
     if (!m)
         return -ENOMEM;
     m->config = config;
+    m->nets = nets;
     m->events = events;
     m->observer = *observer;
     m->request_fd = -1;
@@ -641,6 +642,11 @@ const struct host_info *machine_host(struct machine *m)
 struct device *machine_disk(struct machine *m, unsigned int index)
 {
     return machine_devices_find(m->devices, DEVICE_DISK, index);
+}
+
+struct device *machine_net(struct machine *m, unsigned int index)
+{
+    return machine_devices_find(m->devices, DEVICE_NET, index);
 }
 
 struct device *machine_rng(struct machine *m)

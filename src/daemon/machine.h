@@ -44,9 +44,10 @@ struct machine_observer {
     void *opaque;
 };
 
-/* Put everything together; vCPU 0 may be at the proof of paging, no other runs. Logs what is wrong; -errno. `config` must outlive the machine. */
-int machine_new(const struct config *config, struct event_base *events, const struct machine_observer *observer,
-                struct machine **ret);
+/* Put everything together; vCPU 0 may be at the proof of paging, no other runs. Logs what is wrong; -errno. `config` and `nets`, the open backends of
+ * its network cards, must outlive the machine. */
+int machine_new(const struct config *config, struct net_backend *const *nets, struct event_base *events,
+                const struct machine_observer *observer, struct machine **ret);
 void machine_free(struct machine *m);
 
 /*
@@ -78,6 +79,8 @@ struct machine_mmu *machine_mmu(struct machine *m);
 const struct host_info *machine_host(struct machine *m);
 /* The index-th disk (a vblk), or NULL. */
 struct device *machine_disk(struct machine *m, unsigned int index);
+/* The index-th network card (a vnet), or NULL. */
+struct device *machine_net(struct machine *m, unsigned int index);
 /* Each NULL where the guest has none. */
 struct device *machine_rng(struct machine *m);
 struct device *machine_balloon(struct machine *m);

@@ -37,6 +37,7 @@ struct daemon {
     struct rundir *rundir;
     struct event_base *events;
     struct event *signals[ARRAY_SIZE(end_signals)];
+    struct net_backend *nets[CONFIG_MAX_NETS];
     struct machine *machine;
     struct qmp_server *qmp;
     struct migration *migration;
@@ -131,6 +132,16 @@ static int serve_metrics(struct daemon *d)
     return r;
 }
 
+/* While there are privileges: a tap may want them. */
+static int open_nets(struct daemon *d)
+{
+    int r = 0;
+
+    for (unsigned int i = 0; i < d->config.net_count && r == 0; i++)
+        r = net_backend_open(&d->config.nets[i], &d->nets[i]);
+    return r;
+}
+
 static int start(struct daemon *d)
 {
     const struct machine_observer observer = {
@@ -145,9 +156,11 @@ static int start(struct daemon *d)
     if (r == 0)
         r = rundir_new(d->config.runtime_dir, d->config.name, &d->rundir);
     if (r == 0)
+        r = open_nets(d);
+    if (r == 0)
         r = lockdown_begin(&d->config, d->rundir);
     if (r == 0)
-        r = machine_new(&d->config, d->events, &observer, &d->machine);
+        r = machine_new(&d->config, d->nets, d->events, &observer, &d->machine);
     if (r == 0)
         r = migration_new(d->events, d->machine, &observer, &d->migration);
     if (r == 0)
@@ -181,6 +194,8 @@ static void finish(struct daemon *d)
     migration_free(d->migration);
     service_free(d->service);
     machine_free(d->machine);
+    for (unsigned int i = 0; i < d->config.net_count; i++)
+        net_backend_close(d->nets[i]);
     for (size_t i = 0; i < ARRAY_SIZE(end_signals); i++)
         if (d->signals[i])
             event_free(d->signals[i]);

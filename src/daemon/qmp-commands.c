@@ -146,6 +146,12 @@ static const struct qmp_arg query_stats_schemas_args[] = {
     {0},
 };
 
+static const struct qmp_arg set_link_args[] = {
+    {.name = "name", .type = QMP_ARG_STR},
+    {.name = "up", .type = QMP_ARG_BOOL},
+    {0},
+};
+
 static const struct qmp_arg snapshot_args[] = {
     {.name = "dir", .type = QMP_ARG_STR},
     {.name = "diff", .type = QMP_ARG_BOOL, .optional = true},
@@ -197,6 +203,7 @@ const struct qmp_command qmp_commands[] = {
      "List page tables that were let go of because they are written all the time.", qmp_query_mmu_floods},
     {"query-mmu-spaces", QMP_READONLY, query_mmu_spaces_args, "List the guest's address spaces.", qmp_query_mmu_spaces},
     {"query-name", QMP_READONLY, NULL, "Tell the name of the VM.", qmp_query_name},
+    {"query-net", QMP_READONLY, NULL, "List the network cards and how they are.", qmp_query_net},
     {"query-rmap", QMP_READONLY, query_rmap_args, "List every mapping of a frame of guest memory.", qmp_query_rmap},
     {"query-snapshot", QMP_READONLY, NULL, "Tell what became of the last snapshot.", qmp_query_snapshot},
     {"query-stats", QMP_READONLY, query_stats_args, "Read statistics of the VM or of its vCPUs.", qmp_query_stats},
@@ -205,6 +212,7 @@ const struct qmp_command qmp_commands[] = {
     {"query-status", QMP_READONLY, NULL, "Tell the run state of the VM.", qmp_query_status},
     {"query-version", QMP_READONLY, NULL, "Tell the version of the daemon and of the protocol.", qmp_query_version},
     {"quit", 0, NULL, "End the daemon and its VM at once.", qmp_quit},
+    {"set_link", 0, set_link_args, "Plug a network card's cable in or pull it out.", qmp_set_link},
     {"snapshot", 0, snapshot_args, "Take a snapshot of the guest.", qmp_snapshot},
     {"snapshot-cancel", 0, NULL, "End the snapshot that is being taken.", qmp_snapshot_cancel},
     {"stop", 0, NULL, "Pause the guest.", qmp_stop},

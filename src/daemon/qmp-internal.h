@@ -57,6 +57,8 @@ json_t *qmp_balloon(struct qmp_request *req);
 json_t *qmp_balloon_set(struct qmp_request *req);
 json_t *qmp_query_balloon(struct qmp_request *req);
 json_t *qmp_query_block(struct qmp_request *req);
+json_t *qmp_query_net(struct qmp_request *req);
+json_t *qmp_set_link(struct qmp_request *req);
 json_t *qmp_mmu_set(struct qmp_request *req);
 json_t *qmp_mmu_verify(struct qmp_request *req);
 json_t *qmp_query_mmu(struct qmp_request *req);

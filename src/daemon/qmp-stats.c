@@ -15,6 +15,7 @@
 #include "daemon/qmp-internal.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/net.h"
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
 #include "mmu/dirty.h"
@@ -50,6 +51,7 @@ struct vm_counters {
     struct dirty_stats dirty;
     uint64_t bus_unclaimed;
     struct vblk_counters disks; /* of all of them */
+    struct vnet_counters nets;
     struct vballoon_info balloon; /* zeros where there is none, as the next two */
     struct vrng_counters rng;
     struct vconsole_counters console;
@@ -97,6 +99,15 @@ static const struct own_stat vm_stats[] = {
     OWN("disk_kicks", struct vm_counters, disks.kicks),
     OWN("disk_interrupts", struct vm_counters, disks.interrupts),
     OWN("disk_misuses", struct vm_counters, disks.misuses),
+    OWN("net_rx_packets", struct vm_counters, nets.rx_packets),
+    {{.name = "net_rx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.rx_bytes)},
+    OWN("net_rx_dropped", struct vm_counters, nets.rx_dropped),
+    OWN("net_tx_packets", struct vm_counters, nets.tx_packets),
+    {{.name = "net_tx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.tx_bytes)},
+    OWN("net_tx_dropped", struct vm_counters, nets.tx_dropped),
+    OWN("net_kicks", struct vm_counters, nets.kicks),
+    OWN("net_interrupts", struct vm_counters, nets.interrupts),
+    OWN("net_misuses", struct vm_counters, nets.misuses),
     OWN("dirty_harvests", struct vm_counters, dirty.harvests),
     {{.name = "dirty_harvest_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1},
      offsetof(struct vm_counters, dirty.harvest_ns)},
@@ -235,19 +246,37 @@ static void add_value(json_t *list, const struct wanted *w, const struct stats_d
     json_push(list, stat);
 }
 
+static void add_up(void *sum, const void *counters, size_t size)
+{
+    for (size_t i = 0; i < size / sizeof(uint64_t); i++)
+        ((uint64_t *)sum)[i] += ((const uint64_t *)counters)[i];
+}
+
 static void sum_disks(struct machine *machine, struct vblk_counters *ret)
 {
-    uint64_t *sum = (uint64_t *)ret;
     struct device *disk;
 
-    static_assert(sizeof(*ret) % sizeof(*sum) == 0, "all of them are counters");
+    static_assert(sizeof(*ret) % sizeof(uint64_t) == 0, "all of them are counters");
     memset(ret, 0, sizeof(*ret));
     for (unsigned int i = 0; (disk = machine_disk(machine, i)); i++) {
         struct vblk_info info;
 
         vblk_info(disk, &info);
-        for (size_t j = 0; j < sizeof(*ret) / sizeof(*sum); j++)
-            sum[j] += ((const uint64_t *)&info.counters)[j];
+        add_up(ret, &info.counters, sizeof(*ret));
+    }
+}
+
+static void sum_nets(struct machine *machine, struct vnet_counters *ret)
+{
+    struct device *net;
+
+    static_assert(sizeof(*ret) % sizeof(uint64_t) == 0, "all of them are counters");
+    memset(ret, 0, sizeof(*ret));
+    for (unsigned int i = 0; (net = machine_net(machine, i)); i++) {
+        struct vnet_info info;
+
+        vnet_info(net, &info);
+        add_up(ret, &info.counters, sizeof(*ret));
     }
 }
 
@@ -292,6 +321,7 @@ static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu
         dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
         of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
         sum_disks(s->machine, &of_vm.disks);
+        sum_nets(s->machine, &of_vm.nets);
         read_small_devices(s->machine, &of_vm);
         read_mmu(s, &of_vm);
     } else {

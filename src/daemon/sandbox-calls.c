@@ -7,6 +7,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -217,6 +218,9 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(UFFDIO_COPY, M | U | X, "post-copy"),
     IOCTL(UFFDIO_ZEROPAGE, M | U | X, "post-copy"),
     IOCTL(UFFDIO_CONTINUE, M | U | X, "post-copy"),
+    IOCTL(TUNSETOFFLOAD, M | V | I, "a tap: what the guest's driver can take"),
+    IOCTL(TUNSETQUEUE, M | V | I, "a tap: as many queues as the guest uses"),
+    IOCTL(TUNSETCARRIER, M | V | I, "a tap: the link is up or down"),
     IOCTL(FIONREAD, M | X, "how much a socket holds"),
     IOCTL(TCGETS, M, "the terminal of --console stdio"),
     IOCTL(TCSETS, M, "the terminal of --console stdio, put back at the end"),

@@ -13,6 +13,7 @@
 #include "daemon/qmp-server.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/net.h"
 #include "vcpu/stats.h"
 #include "vcpu/vcpu.h"
 
@@ -605,6 +606,39 @@ void fake_machine_free(struct machine *m)
     free(m->config.name);
     free(m->config.disks[0].path);
     free(m);
+}
+
+/* -- one network card --------------------------------------------------------- */
+
+static bool fake_link = true;
+
+struct device *machine_net(struct machine *m, unsigned int index)
+{
+    static struct device net;
+
+    return index == 0 ? &net : NULL;
+}
+
+void vnet_info(struct device *dev, struct vnet_info *ret)
+{
+    *ret = (struct vnet_info){
+        .name = "net0",
+        .backend_kind = "tap",
+        .backend_name = "tap7",
+        .mac = {0x52, 0x54, 0, 1, 2, 0xab},
+        .queues = 4,
+        .queues_used = 2,
+        .mtu = 1400,
+        .link_wanted = fake_link,
+        .link = fake_link,
+        .features = 3,
+        .counters = {.rx_packets = 5},
+    };
+}
+
+void vnet_set_link(struct device *dev, bool up)
+{
+    fake_link = up;
 }
 
 /* -- small devices: none but a balloon, which has no guest -------------------- */

@@ -149,6 +149,28 @@ static void test_refused_options(void **state)
         {"--kernel=", "path is empty"},
         {"--disk=", "path is empty"},
         {"--disk=,ro", "path is empty"},
+        {"--net=", "none of tap, passt, user, fd="},
+        {"--net=tap,queues=0", "1 to 16"},
+        {"--net=tap,queues=17", "1 to 16"},
+        {"--net=tap,ifname=", "no name of an interface"},
+        {"--net=tap,ifname=0123456789abcdef", "1 to 15 bytes"},
+        {"--net=tap,ifname=a/b", "no name of an interface"},
+        {"--net=tap,socket=/x", "socket does not go with tap"},
+        {"--net=tap,", "\"\" is none of"},
+        {"--net=tap,mac=52:54:00:12:34", "52:54:00:12:34:56"},
+        {"--net=tap,mac=52:54:00:12:34:5g", "is not written like"},
+        {"--net=tap,mac=52:54:00:12:34:567", "is not written like"},
+        {"--net=tap,mac=53:54:00:12:34:56", "a group's address"},
+        {"--net=user,mtu=67", "68 to 65535"},
+        {"--net=user,tcp=", "no list of ports"},
+        {"--net=user,tcp=1 2", "no list of ports"},
+        {"--net=passt", "wants socket="},
+        {"--net=passt,socket=", "path is empty"},
+        {"--net=fd=", "descriptor from 3 on"},
+        {"--net=fd=2", "descriptor from 3 on"},
+        {"--net=fd=5:5", "stands there twice"},
+        {"--net=fd=3:4:5:6:7:8:9:10:11:12:13:14:15:16:17:18:19", "more than 16 descriptors"},
+        {"--net=fd=5,queues=2", "queues does not go with fd"},
         {"--disk=/d,rw", "--disk: \"rw\" is none of ro, direct"},
         {"--disk=/d,", "\"\" is none of"},
         {"--disk=/d,queues=0", "1 to 16"},
@@ -252,6 +274,62 @@ static void test_json(void **state)
     assert_false(c.prealloc);
     assert_int_equal(c.console, CHARDEV_PTY);
     config_clear(&c);
+}
+
+static void test_nets(void **state)
+{
+    char error[CONFIG_ERROR_MAX] = "";
+    struct config c;
+
+    assert_int_equal(parse(&c, error, "--runtime-dir=/r", "--net", "tap,ifname=un0,queues=4,mac=52:54:00:aB:cD:eF,mtu=9000", "--net",
+                           "fd=7:9", "--net", "user,tcp=2222:22,,8080", "--net", "passt,socket=/a,,b", NULL),
+                     0);
+    assert_int_equal(c.net_count, 4);
+    assert_int_equal(c.nets[0].kind, NET_TAP);
+    assert_string_equal(c.nets[0].ifname, "un0");
+    assert_int_equal(c.nets[0].queues, 4);
+    assert_int_equal(c.nets[0].mtu, 9000);
+    assert_true(c.nets[0].set_mac);
+    assert_memory_equal(c.nets[0].mac, "\x52\x54\x00\xab\xcd\xef", NET_MAC_LEN);
+    assert_int_equal(c.nets[1].kind, NET_FD);
+    assert_int_equal(c.nets[1].queues, 2);
+    assert_int_equal(c.nets[1].fds[0], 7);
+    assert_int_equal(c.nets[1].fds[1], 9);
+    assert_false(c.nets[1].set_mac);
+    assert_int_equal(c.nets[2].kind, NET_USER);
+    assert_string_equal(c.nets[2].tcp, "2222:22,8080");
+    assert_int_equal(c.nets[3].kind, NET_PASST);
+    assert_string_equal(c.nets[3].socket, "/a,b");
+    config_clear(&c);
+    assert_int_equal(parse_text(&c, "{\"net\": [\"tap\", \"tap\", \"tap\", \"tap\", \"tap\"]}", error), -EINVAL);
+    assert_non_null(strstr(error, "more than 4 network devices"));
+    config_clear(&c);
+}
+
+/* What a snapshot brings is taken as it is, or replaced as a whole. */
+static void test_inherited_nets(void **state)
+{
+    char error[CONFIG_ERROR_MAX] = "";
+    _cleanup_json_ json_t *described = NULL;
+    const char *text;
+    struct config c, d;
+
+    assert_int_equal(parse_text(&c, "{\"net\": [\"tap,ifname=a,queues=2\", \"fd=5\", \"passt,socket=/x,,y,mac=02:00:00:00:00:01\"]}", error), 0);
+    described = config_describe(&c);
+    text = json_object_to_json_string(described);
+    config_clear(&c);
+    assert_int_equal(parse_text(&d, text, error), 0);
+    assert_int_equal(d.net_count, 2);
+    assert_string_equal(d.nets[0].ifname, "a");
+    assert_int_equal(d.nets[0].queues, 2);
+    assert_string_equal(d.nets[1].socket, "/x,y");
+    assert_true(d.nets[1].set_mac && d.nets[1].mac[5] == 1);
+    d.net_inherited = d.net_count;
+    assert_int_equal(config_parse_json(&d, "f", "{\"net\": [\"user\", \"user\", \"user\"]}", 35, error), 0);
+    assert_int_equal(d.net_count, 3);
+    assert_int_equal(d.nets[0].kind, NET_USER);
+    assert_null(d.nets[0].ifname);
+    config_clear(&d);
 }
 
 static void test_small_devices(void **state)
@@ -441,8 +519,8 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
-        cmocka_unit_test(test_tuning),        cmocka_unit_test(test_disks),
-        cmocka_unit_test(test_small_devices),
+        cmocka_unit_test(test_tuning),        cmocka_unit_test(test_nets),         cmocka_unit_test(test_inherited_nets),
+        cmocka_unit_test(test_disks),         cmocka_unit_test(test_small_devices),
         cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 

@@ -65,6 +65,11 @@ static void test_questions(void **state)
                "'bps_wr':0,'iops':0,'iops_rd':0,'iops_wr':0,'image':{'filename':'/images/a','format':'raw',"
                "'virtual-size':1048576,'actual-size':4096,'dirty-flag':false},'cache':{'writeback':true,'direct':true,"
                "'no-flush':false}},'serial':'S-1','aio':'threads','queues':2,'held-back':3,'needs-reset':false}]}");
+    env_expect(e, "query-net", "{}",
+               "{'return':[{'name':'net0','mac':'52:54:00:01:02:ab','backend':'tap','host':'tap7','queues':4,'queues-used':2,"
+               "'mtu':1400,'link':true,'link-wanted':true,'needs-reset':false,'features':3,'counters':{'rx-packets':5,"
+               "'rx-bytes':0,'rx-dropped':0,'tx-packets':0,'tx-bytes':0,'tx-dropped':0,'kicks':0,'interrupts':0,"
+               "'misuses':0}}]}");
     env_expect(e, "query-name", "{}", "{'return':{'name':'fake'}}");
     env_expect(e, "query-kvm", "{}", "{'return':{'enabled':true,'present':true}}");
     env_expect(e, "query-status", "{}", "{'return':{'status':'running','singlestep':false,'running':true}}");

@@ -11,7 +11,7 @@
 
 static const struct program *const programs[] = {
     &work_dirty,    &work_diskload, &work_execloop, &work_forkstorm, &work_getpid,
-    &work_mapstorm, &work_pingpong, &work_pipetar,  &work_procs,
+    &work_mapstorm, &work_netstream, &work_pingpong, &work_pipetar, &work_procs,
 };
 
 enum { PROGRAM_COUNT = sizeof(programs) / sizeof(programs[0]), MAX_ARGS = 8 };
