@@ -4,11 +4,14 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/size.h"
 #include "ctl/ctl.h"
+#include "ctl/dirty-client.h"
 #include "ctl/format.h"
+#include "ctl/names.h"
 #include "ctl/progress.h"
 #include "ctl/table.h"
 #include "ctl/term.h"
@@ -17,6 +20,8 @@
 #define PLAN_SECONDS 1
 #define PLAN_POLL_MS 50
 #define PLAN_ROUNDS 50
+/* How many of those who write are named. */
+#define PLAN_WHO 3
 /* What a switchover takes without pages. */
 #define PLAN_OVERHEAD_MS 2.0
 
@@ -63,13 +68,14 @@ static int size_option(const struct ctl *ctl, const char *name, uint64_t *ret)
 struct wishes {
     uint64_t bandwidth, downtime_ms, channels; /* as given; UINT64_MAX: not */
     const char *strategy;
+    bool zstd;
 };
 
 static int read_wishes(const struct ctl *ctl, struct wishes *w)
 {
     int r;
 
-    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy")};
+    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy"), ctl_opt(ctl, "zstd") != NULL};
     r = size_option(ctl, "bandwidth", &w->bandwidth);
     if (r == CTL_DONE)
         r = ctl_opt_number(ctl, "downtime", 0, 2000000, &w->downtime_ms);
@@ -100,6 +106,8 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
         json_add_u64(args, "downtime-limit", w->downtime_ms);
     if (w->channels != UINT64_MAX)
         json_add_u64(args, "multifd-channels", w->channels);
+    if (w->zstd)
+        json_add_str(args, "multifd-compression", "zstd");
     if (w->strategy)
         json_add_str(args, "strategy", w->strategy);
     r = ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);
@@ -113,7 +121,10 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
 static void show(const struct ctl *ctl, const json_t *report)
 {
     uint64_t total = number_in(report, "ram", "total"), remaining = number_in(report, "ram", "remaining");
-    char rate[FMT_MAX], left[FMT_MAX], expected[64] = "";
+    char rate[FMT_MAX], left[FMT_MAX], expected[320] = "";
+    const char *who = NULL;
+    uint64_t throttle;
+    size_t at;
     json_t *forecast = NULL, *ram = NULL, *v;
     bool converges = true;
     double mbps = 0;
@@ -124,6 +135,15 @@ static void show(const struct ctl *ctl, const json_t *report)
         json_get_bool(forecast, "converges", &converges);
         snprintf(expected, sizeof(expected), converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
                  (unsigned long long)number(forecast, "downtime"));
+        if (!converges && json_get_str(forecast, "who", &who) == 0) {
+            at = strlen(expected);
+            snprintf(expected + at, sizeof(expected) - at, ", written by %.120s", who);
+        }
+    }
+    throttle = number(report, "cpu-throttle-percentage");
+    if (throttle) {
+        at = strlen(expected);
+        snprintf(expected + at, sizeof(expected) - at, ", %llu %% of its time taken", (unsigned long long)throttle);
     }
     progress("%s: %s, round %llu, %s of %llu MiB left, %s, %llu pages/s written%s", ctl->vm, status_of(report),
              (unsigned long long)number_in(report, "ram", "dirty-sync-count"), size_format(remaining, left, sizeof(left)),
@@ -172,7 +192,8 @@ static void print_breakdown(const json_t *report)
 static int print_end(const struct ctl *ctl, const json_t *report)
 {
     const char *status = status_of(report), *why = "", *who = NULL;
-    json_t *forecast;
+    json_t *forecast, *plan = NULL;
+    bool converges = false;
     char moved[FMT_MAX];
 
     if (strcmp(status, "completed") != 0) {
@@ -187,6 +208,11 @@ static int print_end(const struct ctl *ctl, const json_t *report)
            size_format(number_in(report, "ram", "transferred"), moved, sizeof(moved)),
            (unsigned long long)number(report, "downtime"));
     print_breakdown(report);
+    if (json_get_obj(report, "plan", &plan) == 0 && json_get_bool(plan, "converges", &converges) == 0 && converges)
+        table_field(stdout, "foreseen", "%.2f s, downtime %llu ms", (double)number(plan, "total-time") / 1e3,
+                    (unsigned long long)number(plan, "downtime"));
+    else if (plan)
+        table_field(stdout, "foreseen", "no end");
     return CTL_DONE;
 }
 
@@ -219,6 +245,58 @@ static int measure(const struct ctl *ctl, struct client *c, uint64_t *ret_mib)
     return r;
 }
 
+/*
+ * The same, and who it is that writes: *ret_spaces, the caller's, or NULL where page tables are not tracked.
+ */
+static int measure_who(const struct ctl *ctl, struct client *c, uint64_t *ret_mib, json_t **ret_spaces)
+{
+    _cleanup_names_ struct names *names = NULL;
+    _cleanup_json_ json_t *answer = NULL;
+    json_t *args, *attribution, *spaces;
+    struct failure f = {0};
+    char consumer[32];
+    int r = names_open(ctl, c, &names);
+
+    snprintf(consumer, sizeof(consumer), "vmctl-plan-%d", (int)getpid());
+    if (r == CTL_DONE)
+        r = dirty_start(ctl, c, consumer, false, NULL, NULL);
+    if (r)
+        return r;
+    r = names_look(names);
+    if (r == CTL_DONE)
+        r = measure(ctl, c, ret_mib);
+    args = dirty_arguments(consumer);
+    json_add_bool(args, "attribute", true);
+    /* Who has switched tracking off goes without. */
+    if (client_call(c, "dirty-log-snapshot", args, ctl->reply_timeout_ms, &answer, NULL, &f) == 0 && r == CTL_DONE) {
+        r = names_look(names);
+        if (json_get_obj(answer, "attribution", &attribution) == 0 && json_get_array(attribution, "spaces", &spaces) == 0) {
+            names_annotate_all(names, spaces);
+            *ret_spaces = json_object_get(spaces);
+        }
+    }
+    /* A daemon that is gone has no consumer either. */
+    (void)client_call(c, "dirty-log-stop", dirty_arguments(consumer), ctl->reply_timeout_ms, NULL, NULL, &f);
+    return r;
+}
+
+static void print_who(const json_t *spaces)
+{
+    for (size_t i = 0; spaces && i < MIN(json_object_array_length(spaces), (size_t)PLAN_WHO); i++) {
+        const json_t *space = json_object_array_get_idx(spaces, i);
+        const char *kind = "?", *comm = NULL;
+        char who[80] = "the kernel";
+        json_t *process;
+
+        json_get_str(space, "kind", &kind);
+        if (json_get_obj(space, "process", &process) == 0 && json_get_str(process, "comm", &comm) == 0)
+            snprintf(who, sizeof(who), "%.32s (%llu)", comm, (unsigned long long)number(process, "pid"));
+        else if (strcmp(kind, "kernel") != 0)
+            snprintf(who, sizeof(who), "address space %#llx", (unsigned long long)number(space, "root"));
+        printf("  %s %s: %llu pages\n", i ? "            " : "written by  ", who, (unsigned long long)number(space, "pages"));
+    }
+}
+
 struct plan {
     double memory, bandwidth, dirty; /* bytes; bytes a second */
     double limit_ms;
@@ -248,7 +326,7 @@ static void make_plan(struct plan *p)
 
 static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
 {
-    _cleanup_json_ json_t *memory = NULL, *parameters = NULL;
+    _cleanup_json_ json_t *memory = NULL, *parameters = NULL, *spaces = NULL;
     struct plan p = {0};
     char dirty[FMT_MAX], bandwidth[FMT_MAX];
     uint64_t mib = 0;
@@ -260,7 +338,7 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
     if (r == CTL_DONE)
         r = ctl_ask(ctl, c, "query-migrate-parameters", NULL, &parameters);
     if (r == CTL_DONE)
-        r = measure(ctl, c, &mib);
+        r = measure_who(ctl, c, &mib, &spaces);
     if (r)
         return r;
     p.memory = (double)number(memory, "base-memory");
@@ -276,6 +354,8 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
         json_add_double(o, "downtime-ms", p.downtime_ms);
         json_add_i64(o, "rounds", p.rounds);
         json_add_u64(o, "dirty-bytes-per-second", (uint64_t)p.dirty);
+        if (spaces)
+            json_add(o, "spaces", json_object_get(spaces));
         ctl_print_json(o);
         return CTL_DONE;
     }
@@ -285,8 +365,8 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
         printf("  at most %.2f s, %d round%s, downtime %.1f ms (limit %.0f ms)\n", p.seconds, p.rounds,
                p.rounds == 1 ? "" : "s", p.downtime_ms, p.limit_ms);
     else
-        printf("  does not converge: downtime %.0f ms, the limit is %.0f ms; vmctl dirty top %s tells who writes\n",
-               p.downtime_ms, p.limit_ms, ctl->vm);
+        printf("  does not converge: downtime %.0f ms, the limit is %.0f ms\n", p.downtime_ms, p.limit_ms);
+    print_who(spaces);
     return CTL_DONE;
 }
 

@@ -114,7 +114,8 @@ static const struct ctl_option migrate_options[] = {
     {'b', "bandwidth", "SIZE", "at most so many bytes a second; with --plan: what the network takes"},
     {'d', "downtime", "MS", "how long the guest may stand still (default 300)"},
     {'n', "channels", "N", "over so many connections, 1 to 16"},
-    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), stop"},
+    {'z', "zstd", NULL, "pack the pages, for a slow network"},
+    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), throttle, stop"},
     {'p', "plan", NULL, "only measure the guest and tell how it would go"},
     END_OF_OPTIONS,
 };

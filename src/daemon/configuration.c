@@ -353,6 +353,11 @@ static int set_restore(struct config *c, const char *value, char *error)
     return config_set_path(&c->restore, value, error);
 }
 
+static int set_tls_creds(struct config *c, const char *value, char *error)
+{
+    return config_set_path(&c->tls_creds, value, error);
+}
+
 static int set_snapshot_dir(struct config *c, const char *value, char *error)
 {
     return config_set_path(&c->snapshot_dir, value, error);
@@ -478,6 +483,7 @@ static const struct option_row options[] = {
     {"restore", "DIR", "go on from a snapshot, with its configuration unless said otherwise", CMDLINE_ONLY, set_restore, false},
     {"eager", NULL, "with --restore: copy guest memory instead of mapping the snapshot's file", CMDLINE_ONLY, set_eager, false},
     {"verify", NULL, "with --restore: check the checksums of guest memory first", CMDLINE_ONLY, set_verify, false},
+    {"tls-creds", "DIR", "migrate over tcp: and fd: encrypted, with DIR/{ca,cert,key}.pem", EVERYWHERE, set_tls_creds, false},
     {"snapshot-dir", "DIR", "where snapshots may be written (default: below /var/lib/umbra/NAME only)", EVERYWHERE, set_snapshot_dir,
      false},
     {"test-device", NULL, "a guest's write of CODE to port 0xf4 ends umbrad with (CODE << 1) | 1", EVERYWHERE, set_test_device, false},
@@ -522,6 +528,7 @@ void config_clear(struct config *c)
     free(c->metrics);
     free(c->restore);
     free(c->snapshot_dir);
+    free(c->tls_creds);
     free(c->runtime_dir);
     free(c->config_file);
     free(c->user);

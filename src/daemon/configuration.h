@@ -64,6 +64,7 @@ struct config {
     char *console_path; /* file:PATH */
     char *incoming;     /* where a guest arrives from, instead of starting one; NULL: none */
     char *restore;      /* the snapshot that the guest goes on from; NULL: none */
+    char *tls_creds; /* directory of certificates for migration; NULL: it is not encrypted */
     char *snapshot_dir; /* below it snapshots may be written, besides the VM's own directories; NULL: nowhere else */
     bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];

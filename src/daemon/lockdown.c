@@ -76,6 +76,9 @@ static int allow_all(struct landlock *l, const struct config *c, const struct ru
         r = landlock_allow(l, state, LANDLOCK_WRITE);
     if (r == 0)
         r = allow_snapshots(l, c->snapshot_dir);
+    /* Certificates expire: they are read again for each migration. */
+    if (r == 0 && c->tls_creds)
+        r = landlock_allow(l, c->tls_creds, LANDLOCK_READ);
     if (r == 0)
         r = allow_incoming(l, c->incoming);
     for (size_t i = 0; i < ARRAY_SIZE(always) && r == 0; i++)

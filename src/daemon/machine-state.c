@@ -15,7 +15,7 @@
 #define FACTS_VERSION 1u
 
 /* Sections that are no device's. */
-static const char *const own_sections[] = {"machine", "vcpu", "pic", "ioapic", "pit", "clock", NULL};
+static const char *const own_sections[] = {"machine", "vcpu", "pic", "ioapic", "pit", "clock", "dirty-log", NULL};
 
 /* What both sides must have alike. */
 struct facts {

@@ -4,7 +4,10 @@
 
 #include "migrate/report.h"
 
-/* As query-migrate has it; stall_ns: how long the guest was held beside the switchover. */
-json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns);
+/*
+ * As query-migrate has it; stall_ns: how long the guest was held beside the switchover; blocker: why the guest could not be
+ * moved now, NULL: it could.
+ */
+json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, const char *blocker);
 
 #endif

@@ -27,7 +27,21 @@ static void add_ram(json_t *to, const struct mig_report *r)
     json_add_u64(ram, "multifd-bytes", r->channels > 1 ? r->transferred : 0);
     json_add_u64(ram, "precopy-bytes", r->transferred);
     json_add_u64(ram, "held-back", r->held);
+    json_add_u64(ram, "held-back-tables", r->held_tables);
     json_add(to, "ram", ram);
+}
+
+static void add_compression(json_t *to, const struct mig_report *r)
+{
+    json_t *o;
+
+    if (r->packed_bytes == 0)
+        return;
+    o = json_object_new_object();
+    json_add_u64(o, "pages", r->packed_pages);
+    json_add_u64(o, "compressed-size", r->packed_bytes);
+    json_add_double(o, "compression-rate", (double)pages_to_bytes(r->packed_pages) / (double)r->packed_bytes);
+    json_add(to, "compression", o);
 }
 
 static void add_downtime(json_t *to, const struct mig_downtime *d)
@@ -80,9 +94,23 @@ static void add_forecast(json_t *to, const struct mig_forecast *f)
     json_add(to, "forecast", o);
 }
 
-json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
+static void add_plan(json_t *to, const struct mig_plan *p)
 {
-    json_t *o = json_object_new_object();
+    json_t *o;
+
+    if (!p->valid)
+        return;
+    o = json_object_new_object();
+    json_add_bool(o, "converges", p->converges);
+    if (p->converges)
+        json_add_u64(o, "total-time", p->total_ns / NSEC_PER_MSEC);
+    json_add_u64(o, "downtime", DIV_ROUND_UP(p->downtime_ns, NSEC_PER_MSEC));
+    json_add(to, "plan", o);
+}
+
+json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, const char *blocker)
+{
+    json_t *o = json_object_new_object(), *blockers;
 
     /* As QEMU: an empty object before the first. */
     if (r->status == MIG_STATUS_NONE)
@@ -96,14 +124,21 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns)
         json_add_u64(o, "expected-downtime", r->expected_downtime_ns / NSEC_PER_MSEC);
     if (r->why[0])
         json_add_str(o, "error-desc", r->why);
+    if (r->throttle)
+        json_add_u64(o, "cpu-throttle-percentage", r->throttle);
     json_add_bool(o, "local", r->local);
     json_add_u64(o, "channels", r->channels);
     add_ram(o, r);
+    add_compression(o, r);
     add_downtime(o, &r->downtime);
     add_rounds(o, r);
     add_forecast(o, &r->forecast);
+    add_plan(o, &r->plan);
     json_add_u64(o, "harvest-us", r->harvest_ns / NSEC_PER_USEC);
     json_add_u64(o, "guest-stall", stall_ns / NSEC_PER_USEC);
-    json_add(o, "blockers", json_object_new_array());
+    blockers = json_object_new_array();
+    if (blocker)
+        json_push(blockers, json_object_new_string(blocker));
+    json_add(o, "blockers", blockers);
     return o;
 }

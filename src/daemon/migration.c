@@ -10,8 +10,12 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "daemon/consumers.h"
 #include "daemon/machine-state.h"
+#include "daemon/migration-guest.h"
 #include "daemon/migration-internal.h"
+#include "migrate/compress.h"
+#include "migrate/stream.h"
 #include "migrate/target.h"
 #include "vcpu/vm.h"
 
@@ -39,6 +43,8 @@ struct migration {
     struct kept_fd fds[MIGRATION_MAX_FDS];
     unsigned int fd_count;
     uint64_t stall_ns;
+    struct migration_throttle throttle;
+    gpa_t writer; /* root of the address space that wrote the most when it was asked last */
     bool source_ended; /* its end was told: it needs the main loop no more */
     bool local;
 
@@ -115,6 +121,8 @@ static int save(struct migration *mg, void *arg)
     state_writer_init(&w);
     a->captured_ns = clock_ns();
     r = machine_save(mg->machine, &w);
+    if (r == 0)
+        consumers_save(mg->machine, &w);
     if (r == 0)
         r = state_finish(&w, &a->data, &a->len);
     state_writer_clear(&w);
@@ -201,9 +209,16 @@ static void source_give_away(void *opaque)
 
 static void log_end(const struct mig_report *r)
 {
+    char plan[80] = "";
+
+    if (r->plan.valid && r->plan.converges)
+        snprintf(plan, sizeof(plan), " (foreseen: %llu ms, %llu us)", (unsigned long long)(r->plan.total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->plan.downtime_ns / NSEC_PER_USEC));
+    else if (r->plan.valid)
+        snprintf(plan, sizeof(plan), " (foreseen: no end)");
     if (r->status == MIG_STATUS_COMPLETED)
-        log_info("migration: completed in %llu ms, downtime %llu us", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
-                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC));
+        log_info("migration: completed in %llu ms, downtime %llu us%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC), plan);
     else if (r->status == MIG_STATUS_FAILED)
         log_err("migration: failed: %s", r->why);
     else if (r->status == MIG_STATUS_CANCELLED)
@@ -240,12 +255,59 @@ static void source_changed(void *opaque, bool round)
     (void)on_main(opaque, round ? source_round : source_status, NULL);
 }
 
+struct who_arg {
+    const struct page_set *pages;
+    struct page_set *into;
+    char *text;
+    size_t size;
+};
+
+static int find_tables(struct migration *mg, void *arg)
+{
+    struct who_arg *a = arg;
+
+    migration_tables(mg->machine, a->pages, a->into);
+    return 0;
+}
+
+static void source_tables(void *opaque, const struct page_set *pages, struct page_set *into)
+{
+    (void)on_main(opaque, find_tables, &(struct who_arg){.pages = pages, .into = into});
+}
+
+static int find_who(struct migration *mg, void *arg)
+{
+    struct who_arg *a = arg;
+
+    migration_who(mg->machine, a->pages, a->text, a->size, &mg->writer);
+    return 0;
+}
+
+static void source_who(void *opaque, const struct page_set *pages, char *text, size_t size)
+{
+    (void)on_main(opaque, find_who, &(struct who_arg){.pages = pages, .text = text, .size = size});
+}
+
+static int set_throttle(struct migration *mg, void *arg)
+{
+    migration_throttle_set(&mg->throttle, *(unsigned int *)arg, mg->writer);
+    return 0;
+}
+
+static void source_throttle(void *opaque, unsigned int percent)
+{
+    (void)on_main(opaque, set_throttle, &percent);
+}
+
 static const struct mig_source_ops source_ops = {
     .facts = source_facts,
     .stop = source_stop,
     .save = source_save,
     .resume = source_resume,
     .give_away = source_give_away,
+    .throttle = source_throttle,
+    .tables = source_tables,
+    .who = source_who,
     .changed = source_changed,
 };
 
@@ -331,6 +393,8 @@ static int load(struct migration *mg, void *arg)
     if (err < 0)
         return mig_error(a->err, err, "state: %s", r.error);
     err = machine_load(mg->machine, &r, a->captured_ns);
+    if (err == 0)
+        err = consumers_load(mg->machine, &r);
     if (err < 0)
         mig_error(a->err, err, "state: %s", r.error[0] ? r.error : strerrordesc_np(-err));
     state_reader_clear(&r);
@@ -464,6 +528,32 @@ static int check_start(struct migration *mg, const char *uri, bool local, char *
     return 0;
 }
 
+/* Credentials for a stream to or from there: a Unix socket stays on this host, and goes without. *ret may be NULL. */
+static int load_tls(struct migration *mg, const char *uri, struct mig_tls **ret, char *error)
+{
+    const char *dir = machine_config(mg->machine)->tls_creds;
+    struct mig_error err = {""};
+    int r;
+
+    *ret = NULL;
+    if (!dir || strncmp(uri, "unix:", 5) == 0)
+        return 0;
+    r = mig_tls_load(dir, ret, &err);
+    return r < 0 ? fail(error, r, err.text) : 0;
+}
+
+/* Whose certificate to expect: what was set, else the host of tcp:HOST:PORT; NULL: any. */
+static const char *tls_host(const struct migration *mg, const char *uri, char buf[MIGRATION_HOST_MAX + 1])
+{
+    struct mig_error unheard = {""};
+
+    if (mg->settings.tls_hostname[0])
+        return mg->settings.tls_hostname;
+    if (strncmp(uri, "tcp:", 4) != 0 || mig_uri_host(uri, buf, MIGRATION_HOST_MAX + 1, &unheard) < 0)
+        return NULL;
+    return buf[0] ? buf : "localhost";
+}
+
 int migration_start(struct migration *mg, const char *uri, bool local, char *error)
 {
     struct vm *vm = machine_vm(mg->machine);
@@ -477,23 +567,34 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
         .fd = -1,
         .local = local,
     };
+    char host[MIGRATION_HOST_MAX + 1];
     int r = check_start(mg, uri, local, error);
 
+    if (r == 0)
+        r = load_tls(mg, uri, &config.tls, error);
     if (r < 0)
         return r;
+    config.tls_host = tls_host(mg, uri, host);
     config.parameters.channels = mg->settings.multifd ? mg->settings.multifd_channels : 1;
+    config.parameters.zstd_level = mg->settings.zstd ? mg->settings.zstd_level : 0;
     if (strncmp(uri, "fd:", 3) == 0) {
         config.uri = NULL;
         config.fd = take_kept_fd(mg, uri + 3);
         if (config.fd < 0)
-            return fail(error, -ENOENT, "there is no descriptor of that name, pass one with getfd");
+            r = fail(error, -ENOENT, "there is no descriptor of that name, pass one with getfd");
     } else if (strncmp(uri, "tcp:", 4) != 0 && strncmp(uri, "unix:", 5) != 0) {
-        return fail(error, -EINVAL, "the address is none of tcp:HOST:PORT, unix:PATH, fd:NAME");
+        r = fail(error, -EINVAL, "the address is none of tcp:HOST:PORT, unix:PATH, fd:NAME");
+    }
+    if (r < 0) {
+        mig_tls_free(config.tls);
+        return r;
     }
     mig_source_free(mg->source);
     mg->source = NULL;
     mg->source_ended = false;
     mg->stall_ns = 0;
+    mg->writer = GFN_INVALID;
+    mg->throttle.held_ns = 0;
     mg->local = local;
     r = mig_source_start(&config, &mg->source);
     return r < 0 ? fail(error, r, strerrordesc_np(-r)) : 0;
@@ -502,6 +603,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
 int migration_incoming(struct migration *mg, const char *uri, char *error)
 {
     struct mig_error err = {""};
+    struct mig_tls *tls;
     int r;
 
     if (machine_run_state(mg->machine) != RUN_STATE_INMIGRATE)
@@ -510,7 +612,10 @@ int migration_incoming(struct migration *mg, const char *uri, char *error)
         return fail(error, -EBUSY, "it waits for a guest already");
     if (strcmp(uri, "defer") == 0)
         return 0;
-    r = mig_target_start(vm_mem(machine_vm(mg->machine)), uri, &target_ops, mg, &mg->target, &err);
+    r = load_tls(mg, uri, &tls, error);
+    if (r < 0)
+        return r;
+    r = mig_target_start(vm_mem(machine_vm(mg->machine)), uri, tls, &target_ops, mg, &mg->target, &err);
     return r < 0 ? fail(error, r, err.text) : 0;
 }
 
@@ -540,15 +645,31 @@ void migration_set(struct migration *mg, const struct migration_settings *settin
 json_t *migration_query(struct migration *mg)
 {
     struct mig_report r = {.status = MIG_STATUS_NONE};
+    char error[MIGRATION_ERROR_MAX];
 
     if (mg->source)
         mig_source_report(mg->source, &r);
     else if (mg->target)
         mig_target_report(mg->target, &r);
-    return migration_report_json(&r, mg->stall_ns);
+    return migration_report_json(&r, mg->stall_ns + mg->throttle.held_ns,
+                                 check_start(mg, "tcp:", false, error) < 0 ? error : NULL);
 }
 
 /* -- making and freeing -- */
+
+/* What is wrong with the certificates is told at the start, not when a guest has to go. */
+static int try_tls(const struct machine *machine)
+{
+    const char *dir = machine_config(machine)->tls_creds;
+    struct mig_error err = {""};
+    struct mig_tls *tls = NULL;
+    int r = dir ? mig_tls_load(dir, &tls, &err) : 0;
+
+    if (r < 0)
+        log_err("migration: %s", err.text);
+    mig_tls_free(tls);
+    return r;
+}
 
 int migration_new(struct event_base *events, struct machine *machine, const struct machine_observer *observer,
                   struct migration **ret)
@@ -561,12 +682,18 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     mg->machine = machine;
     mg->observer = *observer;
     mg->settings = (struct migration_settings){
-        .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1},
+        .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1, .max_throttle = MIG_THROTTLE_DEFAULT},
         .multifd_channels = 2,
+        .zstd_level = MIG_ZSTD_LEVEL_DEFAULT,
     };
     pthread_mutex_init(&mg->lock, NULL);
     pthread_cond_init(&mg->answered, NULL);
-    r = mg->call_fd = fd_eventfd();
+    mg->call_fd = -1;
+    r = try_tls(machine);
+    if (r == 0)
+        r = migration_throttle_init(&mg->throttle, events, machine);
+    if (r == 0)
+        r = mg->call_fd = fd_eventfd();
     if (r >= 0) {
         mg->call_event = event_new(events, mg->call_fd, EV_READ | EV_PERSIST, on_call, mg);
         r = mg->call_event && event_add(mg->call_event, NULL) == 0 ? 0 : -ENOMEM;
@@ -589,6 +716,7 @@ void migration_free(struct migration *mg)
     pthread_mutex_unlock(&mg->lock);
     mig_source_free(mg->source);
     mig_target_free(mg->target);
+    migration_throttle_clear(&mg->throttle);
     for (unsigned int i = 0; i < mg->fd_count; i++)
         fd_close(mg->fds[i].fd);
     if (mg->call_event)

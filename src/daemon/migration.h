@@ -16,6 +16,7 @@
 #define MIGRATION_ERROR_MAX 320
 #define MIGRATION_MAX_FDS 16
 #define MIGRATION_FD_NAME_MAX 64
+#define MIGRATION_HOST_MAX 255
 
 struct migration;
 
@@ -24,6 +25,9 @@ struct migration_settings {
     struct mig_parameters parameters;
     unsigned int multifd_channels; /* with multifd */
     bool multifd;
+    bool zstd;
+    unsigned int zstd_level;       /* with zstd */
+    char tls_hostname[MIGRATION_HOST_MAX + 1]; /* whose certificate a target must have; "": that of the address */
 };
 
 int migration_new(struct event_base *events, struct machine *machine, const struct machine_observer *observer,

@@ -5,6 +5,7 @@
 #include "daemon/dirty-rate.h"
 #include "daemon/qmp-internal.h"
 #include "device/virtio/balloon.h"
+#include "migrate/compress.h"
 #include "migrate/wire.h"
 #include "mmu/flood.h"
 #include "mmu/tracker.h"
@@ -93,6 +94,10 @@ static const struct qmp_arg migrate_set_parameters_args[] = {
     {.name = "downtime-limit", .type = QMP_ARG_INT, .optional = true, .max = 2000000},
     {.name = "multifd-channels", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIG_MAX_CHANNELS},
     {.name = "strategy", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_strategies},
+    {.name = "multifd-compression", .type = QMP_ARG_STR, .optional = true, .values = qmp_migrate_compressions},
+    {.name = "multifd-zstd-level", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = MIG_ZSTD_LEVEL_MAX},
+    {.name = "tls-hostname", .type = QMP_ARG_STR, .optional = true},
+    {.name = "max-cpu-throttle", .type = QMP_ARG_INT, .optional = true, .min = 1, .max = 99},
     {0},
 };
 

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/util.h"
+#include "daemon/consumers.h"
 #include "daemon/dirty-rate.h"
 #include "daemon/machine-mmu.h"
 #include "daemon/machine.h"
@@ -29,27 +30,14 @@
 /* The request's consumer, or NULL with the error set: some are the daemon's own. */
 static const char *consumer_name(struct qmp_request *req)
 {
-    static const struct {
-        const char *name, *owner;
-    } own[] = {
-        {DIRTY_RATE_CONSUMER, "calc-dirty-rate"},
-        {SNAPSHOT_CONSUMER, "snapshot"},
-        {SNAPSHOT_COPY_CONSUMER, "snapshot"},
-    };
-    const char *name = NULL;
+    const char *name = NULL, *owner;
 
     json_get_str(req->args, "name", &name);
-    for (size_t i = 0; i < ARRAY_SIZE(own); i++) {
-        if (strcmp(name, own[i].name) != 0)
-            continue;
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to %s", name, own[i].owner);
-        return NULL;
-    }
-    if (strcmp(name, "migration") == 0) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to migrate", name);
-        return NULL;
-    }
-    return name;
+    owner = consumer_owner(name);
+    if (!owner)
+        return name;
+    qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dirty log consumer '%s' belongs to %s", name, owner);
+    return NULL;
 }
 
 /* What is gathered for diffs may be ended by hand, since it costs the guest something. */

@@ -92,6 +92,7 @@ json_t *qmp_calc_dirty_rate(struct qmp_request *req);
 json_t *qmp_query_dirty_rate(struct qmp_request *req);
 
 extern const char *const qmp_migrate_strategies[];
+extern const char *const qmp_migrate_compressions[];
 json_t *qmp_migrate(struct qmp_request *req);
 json_t *qmp_migrate_incoming(struct qmp_request *req);
 json_t *qmp_migrate_cancel(struct qmp_request *req);

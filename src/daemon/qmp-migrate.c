@@ -13,6 +13,8 @@
 const char *const qmp_migrate_strategies[] = {
     [MIG_STRATEGY_CANCEL] = "cancel", [MIG_STRATEGY_STOP] = "stop", [MIG_STRATEGY_THROTTLE] = "throttle", NULL};
 
+const char *const qmp_migrate_compressions[] = {"none", "zstd", NULL};
+
 static struct migration *migration_of(struct qmp_request *req)
 {
     if (!req->context->migration)
@@ -101,6 +103,10 @@ json_t *qmp_query_migrate_parameters(struct qmp_request *req)
     json_add_u64(answer, "max-bandwidth", s->parameters.max_bandwidth);
     json_add_u64(answer, "downtime-limit", s->parameters.downtime_limit_ns / NSEC_PER_MSEC);
     json_add_u64(answer, "multifd-channels", s->multifd_channels);
+    json_add_str(answer, "multifd-compression", qmp_migrate_compressions[s->zstd]);
+    json_add_u64(answer, "multifd-zstd-level", s->zstd_level);
+    json_add_str(answer, "tls-hostname", s->tls_hostname);
+    json_add_u64(answer, "max-cpu-throttle", s->parameters.max_throttle);
     json_add_str(answer, "strategy", qmp_migrate_strategies[s->parameters.strategy]);
     return answer;
 }
@@ -109,7 +115,7 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
 {
     struct migration *mg = migration_of(req);
     struct migration_settings s;
-    const char *strategy;
+    const char *strategy, *compression, *host;
     uint64_t v;
 
     if (!mg)
@@ -121,6 +127,20 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
         s.parameters.downtime_limit_ns = v * NSEC_PER_MSEC;
     if (json_get_u64(req->args, "multifd-channels", &v) == 0)
         s.multifd_channels = (unsigned int)v;
+    if (json_get_str(req->args, "tls-hostname", &host) == 0) {
+        if (strlen(host) > MIGRATION_HOST_MAX) {
+            qmp_error_set(&req->error, QMP_GENERIC_ERROR, "Parameter 'tls-hostname' expects at most %d bytes",
+                          MIGRATION_HOST_MAX);
+            return NULL;
+        }
+        strcpy(s.tls_hostname, host);
+    }
+    if (json_get_str(req->args, "multifd-compression", &compression) == 0)
+        s.zstd = strcmp(compression, "zstd") == 0;
+    if (json_get_u64(req->args, "multifd-zstd-level", &v) == 0)
+        s.zstd_level = (unsigned int)v;
+    if (json_get_u64(req->args, "max-cpu-throttle", &v) == 0)
+        s.parameters.max_throttle = (unsigned int)v;
     if (json_get_str(req->args, "strategy", &strategy) == 0)
         for (int i = 0; qmp_migrate_strategies[i]; i++)
             if (strcmp(qmp_migrate_strategies[i], strategy) == 0)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -45,6 +46,19 @@ static int resolve(const char *text, bool listening, struct addrinfo **ret, stru
         return r;
     r = getaddrinfo(host[0] ? host : NULL, port, &hints, ret);
     return r == 0 ? 0 : mig_error(err, -EHOSTUNREACH, "address tcp:%.80s: %s", text, gai_strerror(r));
+}
+
+int mig_uri_host(const char *uri, char *host, size_t size, struct mig_error *err)
+{
+    char name[256], port[16];
+    int r;
+
+    if (strncmp(uri, "tcp:", 4) != 0)
+        return mig_error(err, -EINVAL, "address %.80s: it has no host", uri);
+    r = split_host(uri + 4, name, port, err);
+    if (r == 0 && snprintf(host, size, "%s", name) >= (int)size)
+        r = mig_error(err, -EINVAL, "address: the host's name is too long");
+    return r;
 }
 
 static int wait_connected(int fd, unsigned int timeout_ms)

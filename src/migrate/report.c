@@ -49,5 +49,6 @@ struct mig_forecast mig_forecast(const struct mig_trend *t)
     }
     f.converges = left <= fits;
     f.converge_ns = f.converges ? (uint64_t)ns : 0;
+    f.final_ns = f.converges ? t->overhead_ns + (uint64_t)(left / rate * (double)NSEC_PER_SEC) : 0;
     return f;
 }

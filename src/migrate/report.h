@@ -37,7 +37,7 @@ struct mig_round {
     uint64_t held;    /* of all pages, those held back when it ended */
     uint64_t ns;
     uint64_t dirty_rate; /* pages a second */
-    uint64_t throughput; /* bytes a second */
+    uint64_t throughput; /* bytes of memory a second, before they are packed */
 };
 
 struct mig_forecast {
@@ -45,7 +45,16 @@ struct mig_forecast {
     bool converges;
     uint64_t downtime_ns;  /* if switched over now */
     uint64_t converge_ns;  /* until the downtime limit can be kept; when it converges */
+    uint64_t final_ns;     /* the downtime then */
     char who[MIG_WHO_MAX]; /* who writes the most, when it does not and that is known */
+};
+
+/* What was foreseen when the first round had been measured, to be held against what came. */
+struct mig_plan {
+    bool valid;
+    bool converges;
+    uint64_t total_ns;    /* of all, from the start; when it converges */
+    uint64_t downtime_ns; /* of it; or if it were switched over at that moment */
 };
 
 struct mig_report {
@@ -60,12 +69,17 @@ struct mig_report {
     uint64_t normal, zero;     /* pages sent as data, and found zero */
     uint64_t untouched;        /* pages that were never written and not even looked at */
     uint64_t held;             /* pages */
+    uint64_t held_tables;      /* of the newest harvest, page tables among them */
+    unsigned int throttle;     /* percent of the guest's time that is taken */
     uint64_t passes;           /* rounds, the one that runs among them */
     uint64_t dirty_rate;       /* pages a second, of the newest round */
     uint64_t throughput;       /* bytes a second */
+    uint64_t packed_pages;     /* of normal, those that went out packed */
+    uint64_t packed_bytes;     /* what they took */
     uint64_t harvest_ns;       /* spent on the dirty log, all rounds */
     uint64_t expected_downtime_ns;
     struct mig_forecast forecast;
+    struct mig_plan plan;
     struct mig_downtime downtime;
     struct mig_round rounds[MIG_KEEP_ROUNDS]; /* round i (from 0) at i % MIG_KEEP_ROUNDS */
 };

@@ -43,6 +43,11 @@ uint64_t mig_bytes_sent(const struct mig_source *s)
     return sum;
 }
 
+uint64_t mig_bytes_moved(struct mig_source *s)
+{
+    return mig_bytes_sent(s) + atomic_load(&s->saved);
+}
+
 /* -- the work -- */
 
 void mig_work_add(struct mig_source *s, const uint64_t *bits)
@@ -100,11 +105,42 @@ static void pace(struct mig_source *s, uint64_t bytes)
 
 /* -- one batch -- */
 
+/* Put one zstd frame in the place of the contents, if that is worth it; `packed` is where its iovec may be. */
+static void pack(struct mig_sender *c, struct mig_message *m, uint8_t head[MIG_PACKED_FIXED], uint32_t data_pages,
+                 struct iovec *packed)
+{
+    const uint8_t *frame;
+    size_t len;
+
+    if (!c->packer || data_pages == 0 || !mig_pack(c->packer, m->raw, m->raw_count, &frame, &len))
+        return;
+    *packed = (struct iovec){(void *)(uintptr_t)frame, len};
+    mig_packed_put((uint32_t)len, head);
+    m->type = MIG_PACKED;
+    m->rest = m->head;
+    m->rest_len = m->head_len;
+    m->head = head;
+    m->head_len = MIG_PACKED_FIXED;
+    m->raw = packed;
+    m->raw_count = 1;
+    atomic_fetch_add(&c->source->packed_pages, data_pages);
+    atomic_fetch_add(&c->source->saved, pages_to_bytes(data_pages) - len);
+}
+
+static uint64_t raw_length(const struct mig_message *m)
+{
+    uint64_t sum = 0;
+
+    for (unsigned int i = 0; i < m->raw_count; i++)
+        sum += m->raw[i].iov_len;
+    return sum;
+}
+
 static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *err)
 {
     struct mig_message m = {.type = MIG_BATCH, .pass_fd = -1};
-    uint8_t head[MIG_RUN_SIZE * MIG_BATCH_RUNS];
-    struct iovec iov[MIG_BATCH_RUNS];
+    uint8_t head[MIG_RUN_SIZE * MIG_BATCH_RUNS], packed_head[MIG_PACKED_FIXED];
+    struct iovec iov[MIG_BATCH_RUNS], packed;
     const uint8_t *ram = mem_ram(c->source->config.mem);
     int64_t pages = 0;
     int r;
@@ -120,7 +156,8 @@ static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *e
     m.head = head;
     m.head_len = b->run_count * MIG_RUN_SIZE;
     m.raw = iov;
-    pace(c->source, m.head_len + pages_to_bytes(b->data_pages));
+    pack(c, &m, packed_head, b->data_pages, &packed);
+    pace(c->source, m.head_len + m.rest_len + raw_length(&m));
     r = mig_send(&c->stream, &m, err);
     c->sent_pages += (uint64_t)pages;
     atomic_fetch_add(&c->source->normal, b->data_pages);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "migrate/compress.h"
 #include "migrate/source.h"
 #include "migrate/stream.h"
 
@@ -17,13 +18,14 @@ struct mig_sender {
     struct mig_stream stream;
     bool connected, started;
     pthread_t thread;
+    struct mig_packer *packer; /* NULL: nothing is packed */
     uint64_t sent_pages; /* told at the end of the channel */
     bool ended;          /* under source->lock: all sent, END too */
 };
 
 struct mig_source {
     struct mig_source_config config;
-    char *uri;
+    char *uri, *tls_host;
     pthread_t thread;
     bool started; /* the coordinator's thread is to be joined */
 
@@ -37,6 +39,8 @@ struct mig_source {
     atomic_int_fast64_t left;
     uint64_t *present;
     atomic_uint_fast64_t normal, zero;
+    /* Packed pages, and by how many bytes they got smaller: one counter, so that what was moved never seems to shrink. */
+    atomic_uint_fast64_t packed_pages, saved;
 
     pthread_mutex_t lock; /* protects what follows, up to the senders */
     pthread_cond_t wake;  /* senders wait: work, parameters or end */
@@ -64,6 +68,8 @@ struct mig_source {
     struct page_set held;    /* pages held back */
     struct page_set before;  /* the harvest before the newest */
     struct page_set to_send; /* of the newest, what is not held back */
+    struct page_set tables;  /* of the newest, page tables */
+    uint64_t who_ns;         /* when it was asked last who writes */
     bool logging;
     uint64_t round_ns, round_sent, round_pages; /* when and with what it began */
     unsigned int round_channels, throttled;
@@ -84,6 +90,8 @@ bool mig_senders_finish(struct mig_source *s);
 /* Note an error (the first counts) and wake everybody; any thread. */
 void mig_break(struct mig_source *s, const struct mig_error *err);
 uint64_t mig_bytes_sent(const struct mig_source *s);
+/* What they would have been, had nothing been packed. */
+uint64_t mig_bytes_moved(struct mig_source *s);
 
 /* switchover.c: stop, send the rest, commit. 0 when the target runs the guest. Coordinator. */
 int mig_switchover(struct mig_source *s, struct mig_error *err);

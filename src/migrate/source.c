@@ -23,7 +23,6 @@
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
-#define CONSUMER "migration"
 #define CONNECT_TIMEOUT_MS 10000
 /* How long the target may take to look at what it was told, and one write in pre-copy. */
 #define ANSWER_TIMEOUT_MS 60000
@@ -37,7 +36,8 @@
 #define PATIENCE_NS (500 * NSEC_PER_MSEC)
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 10u
-#define THROTTLE_MOST 99u
+/* Asking who writes costs a look at the page tables. */
+#define WHO_INTERVAL_NS (1 * NSEC_PER_SEC)
 
 /* -- status and report -- */
 
@@ -62,6 +62,8 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
     ret->transferred = mig_bytes_sent(s);
     ret->normal = atomic_load(&s->normal);
     ret->zero = atomic_load(&s->zero);
+    ret->packed_pages = atomic_load(&s->packed_pages);
+    ret->packed_bytes = pages_to_bytes(ret->packed_pages) - MIN(atomic_load(&s->saved), pages_to_bytes(ret->packed_pages));
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -91,7 +93,7 @@ static int connect_channel(struct mig_source *s, unsigned int index, const struc
 {
     struct mig_sender *c = &s->senders[index];
     struct mig_hello hello = *session;
-    int fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
+    int r, fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
 
     if (fd < 0)
         return fd;
@@ -104,7 +106,8 @@ static int connect_channel(struct mig_source *s, unsigned int index, const struc
         mig_stream_break(&c->stream);
     pthread_mutex_unlock(&s->lock);
     mig_stream_set_timeout(&c->stream, ANSWER_TIMEOUT_MS);
-    return mig_send_hello(&c->stream, &hello, err);
+    r = s->config.tls ? mig_stream_secure(&c->stream, s->config.tls, s->tls_host, err) : 0;
+    return r < 0 ? r : mig_send_hello(&c->stream, &hello, err);
 }
 
 static int send_setup(struct mig_source *s, struct mig_error *err)
@@ -115,6 +118,8 @@ static int send_setup(struct mig_source *s, struct mig_error *err)
     struct mig_message m = {.type = MIG_SETUP, .head = head, .head_len = sizeof(head), .pass_fd = -1};
     int r = s->config.ops->facts(s->config.opaque, &facts, &m.rest_len);
 
+    if (s->senders[0].packer)
+        setup.flags |= MIG_SETUP_ZSTD;
     if (r < 0)
         return mig_error(err, r, "the machine's state cannot be saved: %s", strerrordesc_np(-r));
     mig_setup_put(&setup, head);
@@ -185,7 +190,7 @@ static int set_up(struct mig_source *s, struct mig_error *err)
 int mig_harvest(struct mig_source *s, struct mig_error *err)
 {
     struct dirty_snapshot snapshot;
-    int r = dirty_log_snapshot_lock(s->config.dirty, CONSUMER, false, &snapshot);
+    int r = dirty_log_snapshot_lock(s->config.dirty, MIG_CONSUMER, false, &snapshot);
 
     if (r < 0)
         return mig_error(err, r, "dirty log: %s", strerrordesc_np(-r));
@@ -195,7 +200,7 @@ int mig_harvest(struct mig_source *s, struct mig_error *err)
     if (snapshot.lost)
         return mig_error(err, -EIO, "dirty log: a page may be missing");
     /* From here on the work remembers these pages; a migration that fails begins anew. */
-    dirty_log_ack(s->config.dirty, CONSUMER, snapshot.epoch);
+    dirty_log_ack(s->config.dirty, MIG_CONSUMER, snapshot.epoch);
     pthread_mutex_lock(&s->lock);
     s->report.harvest_ns += snapshot.harvest_ns;
     pthread_mutex_unlock(&s->lock);
@@ -205,7 +210,7 @@ int mig_harvest(struct mig_source *s, struct mig_error *err)
 /* All pages but those that were never touched. */
 static int begin_log(struct mig_source *s, struct mig_error *err)
 {
-    int r = dirty_log_start(s->config.dirty, CONSUMER, DIRTY_START_ALL);
+    int r = dirty_log_start(s->config.dirty, MIG_CONSUMER, DIRTY_START_ALL);
     uint64_t skipped;
 
     if (r < 0)
@@ -239,32 +244,34 @@ static uint64_t budget_pages(const struct mig_source *s, uint64_t throughput)
  */
 static void sort_fresh(struct mig_source *s, uint64_t room)
 {
-    bool (*is_table)(void *, gfn_t) = s->config.ops->is_table;
+    uint64_t tables = 0;
 
     page_set_clear(&s->to_send);
+    page_set_clear(&s->tables);
+    if (s->config.ops->tables)
+        s->config.ops->tables(s->config.opaque, &s->fresh, &s->tables);
     for (size_t w = 0; w < s->words; w++) {
-        uint64_t bits = s->fresh.map[w], held = s->held.map[w], hold = bits & (s->before.map[w] | held);
+        uint64_t bits = s->fresh.map[w], held = s->held.map[w];
+        uint64_t hold = bits & (s->before.map[w] | held | s->tables.map[w]);
 
-        for (uint64_t rest = is_table ? bits & ~hold : 0; rest; rest &= rest - 1) {
-            unsigned int bit = (unsigned int)__builtin_ctzll(rest);
-
-            if (is_table(s->config.opaque, mem_pfn_to_gfn(s->config.mem, w * 64 + bit)))
-                hold |= UINT64_C(1) << bit;
-        }
         if (s->held.pages + (uint64_t)__builtin_popcountll(hold & ~held) > room)
             hold &= held;
         s->held.pages -= (uint64_t)__builtin_popcountll(held & ~bits);
         s->held.map[w] = held & bits;
         page_set_add_word(&s->held, w, hold);
+        tables += (uint64_t)__builtin_popcountll(hold & s->tables.map[w]);
         page_set_add_word(&s->to_send, w, (bits & ~hold) | (held & ~bits));
     }
     page_set_swap(&s->before, &s->fresh);
+    pthread_mutex_lock(&s->lock);
+    s->report.held_tables = tables;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* Figures of the round that ended with the newest harvest. */
 static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64_t dirtied)
 {
-    uint64_t sent = mig_bytes_sent(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
+    uint64_t sent = mig_bytes_moved(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
     struct mig_report *r = &s->report;
     struct mig_trend t = {.limit_ns = s->parameters.downtime_limit_ns, .overhead_ns = OVERHEAD_NS};
     struct mig_round *round = &r->rounds[(r->passes - 1) % MIG_KEEP_ROUNDS];
@@ -283,6 +290,40 @@ static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64
     t.throughput = r->throughput;
     t.dirty_rate = r->dirty_rate;
     return t;
+}
+
+/* The forecast of the round that ended; whoever keeps it from converging is named now and then. */
+static bool make_forecast(struct mig_source *s, const struct mig_trend *t)
+{
+    struct mig_forecast f = mig_forecast(t);
+    uint64_t now = clock_ns();
+    bool fits;
+
+    if (!f.valid || f.converges) {
+        s->who_ns = 0;
+    } else if (s->config.ops->who && (s->who_ns == 0 || now - s->who_ns >= WHO_INTERVAL_NS)) {
+        s->config.ops->who(s->config.opaque, &s->before, f.who, sizeof(f.who));
+        s->who_ns = now;
+    } else {
+        /* Written by this thread only. */
+        memcpy(f.who, s->report.forecast.who, sizeof(f.who));
+    }
+    pthread_mutex_lock(&s->lock);
+    s->report.rounds[(s->report.passes - 1) % MIG_KEEP_ROUNDS].held = s->held.pages;
+    s->report.held = s->held.pages;
+    s->report.passes++;
+    s->report.forecast = f;
+    if (f.valid && !s->report.plan.valid)
+        s->report.plan = (struct mig_plan){
+            .valid = true,
+            .converges = f.converges,
+            .total_ns = f.converges ? now - s->started_ns + f.converge_ns + f.final_ns : 0,
+            .downtime_ns = f.converges ? f.final_ns : f.downtime_ns,
+        };
+    s->report.expected_downtime_ns = f.downtime_ns;
+    fits = f.valid && f.downtime_ns <= s->parameters.downtime_limit_ns;
+    pthread_mutex_unlock(&s->lock);
+    return fits;
 }
 
 /* One round: harvest when little is left, sort, add. *ret_fits: what is pending fits into the downtime limit. */
@@ -305,30 +346,13 @@ static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err
     throughput = t.throughput;
     pthread_mutex_unlock(&s->lock);
     s->round_ns = now;
-    s->round_sent = mig_bytes_sent(s);
-    if (s->config.ops->who && !s->report.forecast.converges)
-        s->config.ops->who(s->config.opaque, &s->fresh, s->report.forecast.who, sizeof(s->report.forecast.who));
+    s->round_sent = mig_bytes_moved(s);
     sort_fresh(s, budget_pages(s, throughput) / 2);
     mig_work_add(s, s->to_send.map);
     left = atomic_load(&s->left);
     s->round_pages = (uint64_t)MAX(left, INT64_C(0));
     t.pending = s->round_pages + s->held.pages;
-
-    pthread_mutex_lock(&s->lock);
-    s->report.rounds[(s->report.passes - 1) % MIG_KEEP_ROUNDS].held = s->held.pages;
-    s->report.held = s->held.pages;
-    s->report.passes++;
-    {
-        struct mig_forecast f = mig_forecast(&t);
-
-        memcpy(f.who, s->report.forecast.who, sizeof(f.who));
-        if (f.converges)
-            f.who[0] = '\0';
-        s->report.forecast = f;
-        s->report.expected_downtime_ns = f.downtime_ns;
-        *ret_fits = f.valid && f.downtime_ns <= s->parameters.downtime_limit_ns;
-    }
-    pthread_mutex_unlock(&s->lock);
+    *ret_fits = make_forecast(s, &t);
     s->config.ops->changed(s->config.opaque, true);
     return 0;
 }
@@ -345,36 +369,51 @@ static void rest(struct mig_source *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void set_throttle(struct mig_source *s, unsigned int percent)
+{
+    pthread_mutex_lock(&s->lock);
+    s->report.throttle = percent;
+    pthread_mutex_unlock(&s->lock);
+    s->throttled = percent;
+    s->config.ops->throttle(s->config.opaque, percent);
+}
+
+/* Take more of the guest's time; false when it is as much as may be. */
+static bool throttle_more(struct mig_source *s, unsigned int most)
+{
+    if (!s->config.ops->throttle || s->throttled >= most)
+        return false;
+    set_throttle(s, MIN(s->throttled ? s->throttled + THROTTLE_STEP : THROTTLE_FIRST, most));
+    return true;
+}
+
 /* What to do about a guest that does not converge; *ret_stop: switch over now. */
 static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *err)
 {
     enum mig_strategy strategy;
+    char throttled[48] = "";
+    unsigned int most;
 
     pthread_mutex_lock(&s->lock);
     strategy = s->parameters.strategy;
+    most = s->parameters.max_throttle ? s->parameters.max_throttle : MIG_THROTTLE_DEFAULT;
     pthread_mutex_unlock(&s->lock);
     switch (strategy) {
     case MIG_STRATEGY_STOP:
         *ret_stop = true;
         return 0;
     case MIG_STRATEGY_THROTTLE:
-        if (!s->config.ops->throttle)
-            break;
-        if (s->throttled == THROTTLE_MOST) {
-            *ret_stop = true;
+        if (throttle_more(s, most))
             return 0;
-        }
-        s->throttled = s->throttled ? s->throttled + THROTTLE_STEP : THROTTLE_FIRST;
-        s->throttled = MIN(s->throttled, THROTTLE_MOST);
-        s->config.ops->throttle(s->config.opaque, s->throttled);
-        return 0;
+        snprintf(throttled, sizeof(throttled), " with %u %% of its time taken", s->throttled);
+        break;
     case MIG_STRATEGY_CANCEL:
         break;
     }
     return mig_error(err, -ETIME,
-                     "it does not converge: the guest writes %" PRIu64 " pages a second, the channel takes %" PRIu64 " bytes "
+                     "it does not converge%s: the guest writes %" PRIu64 " pages a second, the channel takes %" PRIu64 " bytes "
                      "a second, switching now would take %" PRIu64 " ms",
-                     s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
+                     throttled, s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
 }
 
 /*
@@ -405,7 +444,7 @@ static int copy_rounds(struct mig_source *s, struct mig_error *err)
     int r = 0;
 
     s->round_ns = clock_ns();
-    s->round_sent = mig_bytes_sent(s);
+    s->round_sent = mig_bytes_moved(s);
     while (r == 0 && !stop) {
         r = run_round(s, &fits, err);
         if (r < 0 || (fits && flushed))
@@ -477,8 +516,8 @@ static void finish(struct mig_source *s, int r, struct mig_error *err)
     mig_break(s, NULL);
     mig_senders_join(s);
     if (s->throttled)
-        s->config.ops->throttle(s->config.opaque, 0);
-    if (s->logging && dirty_log_stop(s->config.dirty, CONSUMER) < 0)
+        set_throttle(s, 0);
+    if (s->logging && dirty_log_stop(s->config.dirty, MIG_CONSUMER) < 0)
         log_warn("migration: dirty logging cannot be switched off");
     pthread_mutex_lock(&s->lock);
     if (r < 0 && s->cancelled && !s->committed)
@@ -528,7 +567,9 @@ static int allocate(struct mig_source *s)
     s->present = calloc(s->words, sizeof(*s->present));
     if (s->config.uri)
         s->uri = strdup(s->config.uri);
-    if (!s->work || !s->present || (s->config.uri && !s->uri))
+    if (s->config.tls_host)
+        s->tls_host = strdup(s->config.tls_host);
+    if (!s->work || !s->present || (s->config.uri && !s->uri) || (s->config.tls_host && !s->tls_host))
         return -ENOMEM;
     r = page_set_init(&s->fresh, pages);
     if (r == 0)
@@ -537,6 +578,8 @@ static int allocate(struct mig_source *s)
         r = page_set_init(&s->before, pages);
     if (r == 0)
         r = page_set_init(&s->to_send, pages);
+    if (r == 0)
+        r = page_set_init(&s->tables, pages);
     return r;
 }
 
@@ -548,6 +591,7 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
 
     if (!s) {
         fd_close(config->fd);
+        mig_tls_free(config->tls);
         return -ENOMEM;
     }
     s->config = *config;
@@ -564,6 +608,8 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
         s->senders[i].index = i;
     }
     r = allocate(s);
+    for (unsigned int i = 0; i < s->channels && r == 0 && config->parameters.zstd_level && !config->local; i++)
+        r = mig_packer_new(config->parameters.zstd_level, &s->senders[i].packer);
     if (r == 0) {
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -625,17 +671,22 @@ void mig_source_free(struct mig_source *s)
         mig_break(s, NULL);
         pthread_join(s->thread, NULL);
     }
-    for (unsigned int i = 0; i < s->channels; i++)
+    for (unsigned int i = 0; i < s->channels; i++) {
         if (s->senders[i].connected)
             mig_stream_clear(&s->senders[i].stream);
+        mig_packer_free(s->senders[i].packer);
+    }
     fd_close(s->config.fd);
     page_set_free(&s->fresh);
     page_set_free(&s->held);
     page_set_free(&s->before);
     page_set_free(&s->to_send);
+    page_set_free(&s->tables);
     free(s->work);
     free(s->present);
     free(s->uri);
+    free(s->tls_host);
+    mig_tls_free(s->config.tls);
     pthread_cond_destroy(&s->wake);
     pthread_cond_destroy(&s->done);
     pthread_mutex_destroy(&s->lock);

@@ -10,6 +10,7 @@
 #define UMBRA_MIGRATE_SOURCE_H
 
 #include "migrate/report.h"
+#include "migrate/tls.h"
 #include "migrate/wire.h"
 #include "mmu/dirty.h"
 #include "mmu/mem.h"
@@ -18,17 +19,23 @@
 enum mig_strategy {
     MIG_STRATEGY_CANCEL,
     MIG_STRATEGY_STOP,     /* switch over all the same, whatever the downtime */
-    MIG_STRATEGY_THROTTLE, /* take time slices from the guest */
+    MIG_STRATEGY_THROTTLE, /* take time slices from the guest, ever more up to max_throttle */
 };
 
 struct mig_parameters {
     uint64_t max_bandwidth;     /* bytes a second of pre-copy, 0: no limit */
     uint64_t downtime_limit_ns;
     enum mig_strategy strategy;
+    unsigned int max_throttle; /* percent, 1 to 99; 0: MIG_THROTTLE_DEFAULT */
     unsigned int channels; /* 1 to MIG_MAX_CHANNELS; read at the start only */
     bool pause_before_switchover;
+    unsigned int zstd_level; /* 1 to MIG_ZSTD_LEVEL_MAX, 0: batches are not packed; read at the start only */
 };
 
+/* Its consumer of the dirty log. */
+#define MIG_CONSUMER "migration"
+
+#define MIG_THROTTLE_DEFAULT 90u
 #define MIG_DOWNTIME_LIMIT_DEFAULT_NS UINT64_C(300000000)
 
 struct mig_source_ops {
@@ -48,11 +55,14 @@ struct mig_source_ops {
     void (*resume)(void *opaque);
     /* The target may have the guest from here on: it must not run here by itself any more. */
     void (*give_away)(void *opaque);
-    /* Take `percent` of the guest's time (0: none); MIG_STRATEGY_THROTTLE. NULL: cannot be done. */
+    /* Take `percent` of the guest's time (0: none), best that of whom `who` named last; MIG_STRATEGY_THROTTLE. NULL: cannot
+     * be done. */
     void (*throttle)(void *opaque, unsigned int percent);
-    /* Pages that are better sent last, as they change with every mapping. Any thread, fast. NULL: not known. */
-    bool (*is_table)(void *opaque, gfn_t gfn);
-    /* Who wrote the pages of the set, as text. NULL: not known. */
+    /* Add to `into`, an empty set, those of the pages that are better sent last: page tables change with every mapping. NULL:
+     * not known. */
+    void (*tables)(void *opaque, const struct page_set *pages, struct page_set *into);
+    /* Who wrote the pages of the set, as text, empty when that is not known. Now and then while it does not converge. NULL:
+     * not known. */
     void (*who)(void *opaque, const struct page_set *pages, char *text, size_t size);
     /* The status changed, a round ended. */
     void (*changed)(void *opaque, bool round);
@@ -66,7 +76,9 @@ struct mig_source_config {
     struct mig_parameters parameters;
     const char *uri; /* tcp: or unix:; NULL: fd */
     int fd;          /* connected, taken over also on failure; -1 with a URI. One channel */
-    bool local;      /* pass the RAM file; Unix sockets only */
+    bool local;      /* pass the RAM file; Unix sockets only, without TLS */
+    struct mig_tls *tls; /* encrypt with these credentials, taken over also on failure; NULL: do not */
+    const char *tls_host; /* whose certificate the target must have, NULL: any of the authority */
 };
 
 struct mig_source;

@@ -54,6 +54,8 @@ void mig_stream_init(struct mig_stream *s, int fd, bool source)
 void mig_stream_clear(struct mig_stream *s)
 {
     s->passed_fd = fd_close(s->passed_fd);
+    mig_tls_end(s->tls);
+    s->tls = NULL;
     s->fd = fd_close(s->fd);
     free(s->buffer);
     s->buffer = NULL;
@@ -69,8 +71,18 @@ void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
 {
     struct timeval tv = {.tv_sec = ms / 1000, .tv_usec = (int)(ms % 1000 * 1000)};
 
+    __atomic_store_n(&s->timeout_ms, ms, __ATOMIC_RELAXED);
     (void)setsockopt(s->fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
     (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+}
+
+int mig_stream_secure(struct mig_stream *s, const struct mig_tls *tls, const char *host, struct mig_error *err)
+{
+    int r = fd_set_nonblock(s->fd, 1);
+
+    if (r < 0)
+        return mig_error(err, r, "connection: %s", strerrordesc_np(-r));
+    return mig_tls_begin(tls, s->fd, s->source, host, s->timeout_ms, &s->tls, err);
 }
 
 /* -- bytes -- */
@@ -95,6 +107,35 @@ static void advance(struct msghdr *msg, size_t n)
     }
 }
 
+static int send_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_error *err)
+{
+    for (advance(msg, 0); msg->msg_iovlen > 0;) {
+        ssize_t n = mig_tls_write(s->tls, msg->msg_iov->iov_base, msg->msg_iov->iov_len,
+                                  __atomic_load_n(&s->timeout_ms, __ATOMIC_RELAXED), err);
+
+        if (n < 0)
+            return io_error(err, (int)n, "cannot send");
+        advance(msg, (size_t)n);
+        __atomic_fetch_add(&s->sent, (uint64_t)n, __ATOMIC_RELAXED);
+    }
+    return 0;
+}
+
+static int receive_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_error *err)
+{
+    for (advance(msg, 0); msg->msg_iovlen > 0;) {
+        ssize_t n = mig_tls_read(s->tls, msg->msg_iov->iov_base, msg->msg_iov->iov_len,
+                                 __atomic_load_n(&s->timeout_ms, __ATOMIC_RELAXED), err);
+
+        if (n < 0)
+            return io_error(err, (int)n, "cannot receive");
+        if (n == 0)
+            return mig_error(err, -ECONNRESET, "connection: closed by the other side");
+        advance(msg, (size_t)n);
+    }
+    return 0;
+}
+
 static int send_all(struct mig_stream *s, struct iovec *iov, unsigned int count, int pass_fd, struct mig_error *err)
 {
     union {
@@ -103,6 +144,8 @@ static int send_all(struct mig_stream *s, struct iovec *iov, unsigned int count,
     } control;
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
 
+    if (s->tls)
+        return pass_fd >= 0 ? mig_error(err, -EINVAL, "connection: no descriptor goes through TLS") : send_all_tls(s, &msg, err);
     if (pass_fd >= 0) {
         memset(&control, 0, sizeof(control));
         msg.msg_control = &control;
@@ -143,6 +186,8 @@ static int receive_all(struct mig_stream *s, struct iovec *iov, unsigned int cou
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
 
+    if (s->tls)
+        return receive_all_tls(s, &msg, err);
     while (msg.msg_iovlen > 0) {
         union {
             struct cmsghdr align;

@@ -11,11 +11,14 @@
 #include <sys/uio.h>
 
 #include "base/unix.h"
+#include "migrate/tls.h"
 #include "migrate/wire.h"
 
 struct mig_stream {
     int fd;
     bool source; /* which end this is */
+    struct mig_tls_session *tls; /* NULL: as it is */
+    unsigned int timeout_ms;     /* relaxed atomic */
     pthread_mutex_t send_lock;
     uint32_t send_sequence, receive_sequence;
     uint64_t sent; /* bytes; relaxed atomic */
@@ -33,6 +36,11 @@ struct mig_frame {
 
 /* Takes over fd, a connected stream socket, and sets it up. */
 void mig_stream_init(struct mig_stream *s, int fd, bool source);
+/*
+ * Encrypt it from here on, and know who is at the other end; before anything is sent or received. host: see mig_tls_begin. The
+ * timeout holds for each step. -errno with *err, and then the stream is of no use.
+ */
+int mig_stream_secure(struct mig_stream *s, const struct mig_tls *tls, const char *host, struct mig_error *err);
 /* Nobody uses it any more. */
 void mig_stream_clear(struct mig_stream *s);
 void mig_stream_break(struct mig_stream *s);
@@ -68,6 +76,8 @@ int mig_receive_raw(struct mig_stream *s, struct iovec *iov, unsigned int count,
 
 /* tcp:HOST:PORT or unix:PATH; a connected descriptor, or -errno with *err. */
 int mig_connect(const char *uri, unsigned int timeout_ms, struct mig_error *err);
+/* The host of tcp:HOST:PORT, without brackets; empty where there is none. -EINVAL with *err. */
+int mig_uri_host(const char *uri, char *host, size_t size, struct mig_error *err);
 /* Where a target waits; zeroed with fd -1 it is closed. */
 struct mig_listener {
     int fd; /* nonblocking */

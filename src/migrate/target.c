@@ -16,6 +16,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "migrate/compress.h"
 #include "migrate/stream.h"
 
 /* How long a connection may take to say what it is, and a source to open all its channels. */
@@ -29,6 +30,7 @@ struct channel {
     bool connected, started;
     pthread_t thread;
     uint64_t pages; /* received */
+    struct mig_unpacker *unpacker; /* made when it is first needed */
     bool ended;     /* under target->lock: END came */
 };
 
@@ -41,6 +43,7 @@ struct mig_target {
     bool started;
     int wake_fd;
     struct mig_listener listener;
+    struct mig_tls *tls; /* or NULL */
     int given_fd; /* fd:NUMBER; -1 once it is channel 0's */
 
     pthread_mutex_t lock; /* protects what follows but the channels' streams */
@@ -53,7 +56,7 @@ struct mig_target {
     struct channel channels[MIG_MAX_CHANNELS];
     unsigned int channel_count;
     uint64_t session;
-    bool local, adopted, accepted, ready;
+    bool local, zstd, adopted, accepted, ready;
     bool run; /* as the state said */
 };
 
@@ -95,15 +98,32 @@ static void break_target(struct mig_target *t, const struct mig_error *err)
 
 /* -- pages -- */
 
+/* What follows a packed batch. */
+static int receive_packed(struct channel *c, uint32_t packed, const struct iovec *iov, unsigned int n, struct mig_error *err)
+{
+    struct iovec frame;
+    int r = c->unpacker ? 0 : mig_unpacker_new(&c->unpacker);
+
+    if (r < 0)
+        return mig_error(err, r, "packed: no memory");
+    frame = (struct iovec){mig_unpacker_buffer(c->unpacker), packed};
+    r = mig_receive_raw(&c->stream, &frame, 1, err);
+    return r < 0 ? r : mig_unpack(c->unpacker, packed, iov, n, err);
+}
+
 static int receive_batch(struct channel *c, const struct mig_frame *f, struct mig_error *err)
 {
     struct mig_target *t = c->target;
     struct mig_run runs[MIG_BATCH_RUNS];
     struct iovec iov[MIG_BATCH_RUNS];
     unsigned int n = 0;
-    uint32_t count, data;
-    int r = mig_runs_get(f->payload, f->length, mem_pages(t->mem), runs, &count, &data, err);
+    uint32_t count, data, packed = 0, fixed = f->type == MIG_PACKED ? MIG_PACKED_FIXED : 0;
+    int r = fixed ? mig_packed_get(f->payload, f->length, &packed, err) : 0;
 
+    if (r == 0)
+        r = mig_runs_get(f->payload + fixed, f->length - fixed, mem_pages(t->mem), runs, &count, &data, err);
+    if (r == 0 && fixed && (!t->zstd || data == 0))
+        r = mig_error(err, -EBADMSG, "packed: %s", t->zstd ? "a batch without contents" : "it was not announced");
     if (r == 0 && (!t->accepted || t->local || c->ended))
         r = mig_error(err, -EBADMSG, "batch: pages %s", c->ended ? "after the end of the channel" : "are not expected");
     if (r < 0)
@@ -117,7 +137,7 @@ static int receive_batch(struct channel *c, const struct mig_frame *f, struct mi
         else
             iov[n++] = (struct iovec){to, pages_to_bytes(runs[i].pages)};
     }
-    return mig_receive_raw(&c->stream, iov, n, err);
+    return packed ? receive_packed(c, packed, iov, n, err) : mig_receive_raw(&c->stream, iov, n, err);
 }
 
 static int end_channel(struct channel *c, const struct mig_frame *f, struct mig_error *err)
@@ -146,7 +166,7 @@ static void *channel_thread(void *arg)
     thread_idle();
     while (r == 0 && !c->ended) {
         r = mig_receive(&c->stream, &f, &err);
-        if (r == 0 && f.type == MIG_BATCH)
+        if (r == 0 && (f.type == MIG_BATCH || f.type == MIG_PACKED))
             r = receive_batch(c, &f, &err);
         else if (r == 0 && f.type == MIG_END)
             r = end_channel(c, &f, &err);
@@ -192,7 +212,9 @@ static bool take_connection(struct mig_target *t, int fd, bool first, struct mig
 
     mig_stream_init(&stream, fd, false);
     mig_stream_set_timeout(&stream, HELLO_TIMEOUT_MS);
-    r = mig_receive_hello(&stream, hello, &err);
+    r = t->tls ? mig_stream_secure(&stream, t->tls, NULL, &err) : 0;
+    if (r == 0)
+        r = mig_receive_hello(&stream, hello, &err);
     if (r == 0 && first && hello->channel != 0)
         r = mig_error(&err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
     if (r == 0 && !first && (hello->session != t->session || hello->channels != t->channel_count))
@@ -308,6 +330,7 @@ static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_
     if (setup.memory != mem_size(t->mem))
         return mig_error(err, -EBADMSG, "setup: memory %" PRIu64 " bytes, here %" PRIu64, setup.memory, mem_size(t->mem));
     t->local = setup.flags & MIG_SETUP_LOCAL;
+    t->zstd = setup.flags & MIG_SETUP_ZSTD;
     t->accepted = true;
     pthread_mutex_lock(&t->lock);
     t->report.local = t->local;
@@ -377,6 +400,7 @@ static int on_frame(struct mig_target *t, const struct mig_frame *f, bool *ret_c
     case MIG_SETUP:
         return on_setup(t, f, err);
     case MIG_BATCH:
+    case MIG_PACKED:
         return receive_batch(&t->channels[0], f, err);
     case MIG_END:
         return end_channel(&t->channels[0], f, err);
@@ -474,7 +498,7 @@ static int open_listener(struct mig_target *t, const char *uri, struct mig_error
     return 0;
 }
 
-int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_ops *ops, void *opaque,
+int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, const struct mig_target_ops *ops, void *opaque,
                      struct mig_target **ret, struct mig_error *err)
 {
     struct mig_target *t = calloc(1, sizeof(*t));
@@ -482,9 +506,12 @@ int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_o
     unsigned int n;
     int r;
 
-    if (!t)
+    if (!t) {
+        mig_tls_free(tls);
         return mig_error(err, -ENOMEM, "no memory");
+    }
     t->mem = mem;
+    t->tls = tls;
     /* No guest runs in it, and there is nobody to tell of writes. The slots lie behind each other, as in the file. */
     t->ram = mem_slots(mem, &n)[0].hva;
     t->ops = ops;
@@ -529,12 +556,15 @@ void mig_target_free(struct mig_target *t)
         if (t->channels[i].started)
             pthread_join(t->channels[i].thread, NULL);
     /* Each of them may have broken the others. */
-    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
+    for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++) {
         if (t->channels[i].connected)
             mig_stream_clear(&t->channels[i].stream);
+        mig_unpacker_free(t->channels[i].unpacker);
+    }
     mig_listener_close(&t->listener);
     fd_close(t->given_fd);
     fd_close(t->wake_fd);
+    mig_tls_free(t->tls);
     pthread_cond_destroy(&t->cond);
     pthread_mutex_destroy(&t->lock);
     free(t);

@@ -9,6 +9,7 @@
 #define UMBRA_MIGRATE_TARGET_H
 
 #include "migrate/report.h"
+#include "migrate/tls.h"
 #include "migrate/wire.h"
 #include "mmu/mem.h"
 
@@ -29,11 +30,12 @@ struct mig_target_ops {
 struct mig_target;
 
 /*
- * Begin to wait at tcp:HOST:PORT, unix:PATH or fd:NUMBER (a connected socket). When this returns a source can connect. What
+ * Begin to wait at tcp:HOST:PORT, unix:PATH or fd:NUMBER (a connected socket), with
+ * `tls` (taken over also on failure; NULL: without) for sources of the same authority only. When this returns a source can connect. What
  * becomes of it is told by `changed` and the report: completed, or failed, and then the machine must not run. -errno with
  * *err.
  */
-int mig_target_start(struct mem *mem, const char *uri, const struct mig_target_ops *ops, void *opaque,
+int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, const struct mig_target_ops *ops, void *opaque,
                      struct mig_target **ret, struct mig_error *err);
 void mig_target_report(struct mig_target *t, struct mig_report *ret);
 /* Ends its threads; callbacks must fail at once from here on. NULL is fine. */

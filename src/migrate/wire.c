@@ -10,6 +10,8 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 
+#define FLAGS (MIG_SETUP_LOCAL | MIG_SETUP_ZSTD)
+
 int mig_error(struct mig_error *err, int r, const char *fmt, ...)
 {
     va_list ap;
@@ -77,6 +79,7 @@ static const struct type_row types[MIG_TYPE_END] = {
     [MIG_CANCEL] = {"cancel", true, 0, MIG_TEXT_MAX, 0},
     [MIG_MEMORY] = {"memory", true, 8, 8, 0},
     [MIG_PING] = {"ping", true, 8, 8, 0},
+    [MIG_PACKED] = {"packed", true, MIG_PACKED_FIXED + MIG_RUN_SIZE, MIG_PACKED_FIXED + MIG_RUN_SIZE * MIG_BATCH_RUNS, 0},
     [MIG_ACCEPT] = {"accept", false, 0, 0, 0},
     [MIG_REFUSE] = {"refuse", false, 0, MIG_TEXT_MAX, 0},
     [MIG_READY] = {"ready", false, 8, 8, 0},
@@ -155,8 +158,8 @@ int mig_setup_get(const uint8_t *payload, size_t len, struct mig_setup *ret, str
     if (s.page_size != GUEST_PAGE_SIZE)
         return mig_error(err, -EBADMSG, "setup: page size %u, not %llu", s.page_size,
                          (unsigned long long)GUEST_PAGE_SIZE);
-    if (s.flags & ~MIG_SETUP_LOCAL)
-        return mig_error(err, -EBADMSG, "setup: flags %#x are not known", s.flags & ~MIG_SETUP_LOCAL);
+    if (s.flags & ~FLAGS)
+        return mig_error(err, -EBADMSG, "setup: flags %#x are not known", s.flags & ~FLAGS);
     if (s.reserved != 0)
         return mig_error(err, -EBADMSG, "setup: reserved bytes are set");
     *ret = s;
@@ -216,5 +219,26 @@ int mig_runs_get(const uint8_t *payload, size_t len, uint64_t limit, struct mig_
     }
     *ret_count = count;
     *ret_data = data;
+    return 0;
+}
+
+void mig_packed_put(uint32_t packed, uint8_t buf[MIG_PACKED_FIXED])
+{
+    le32_put(buf, packed);
+    le32_put(buf + 4, 0);
+}
+
+int mig_packed_get(const uint8_t *payload, size_t len, uint32_t *ret_packed, struct mig_error *err)
+{
+    uint32_t packed;
+
+    if (len < MIG_PACKED_FIXED)
+        return mig_error(err, -EBADMSG, "packed: length %zu is below %u", len, MIG_PACKED_FIXED);
+    packed = le32_get(payload);
+    if (packed == 0 || packed > MIG_PACKED_MAX)
+        return mig_error(err, -EBADMSG, "packed: %u bytes are not within 1 and %u", packed, MIG_PACKED_MAX);
+    if (le32_get(payload + 4) != 0)
+        return mig_error(err, -EBADMSG, "packed: reserved bytes are set");
+    *ret_packed = packed;
     return 0;
 }

@@ -26,6 +26,8 @@
 #define MIG_RUN_SIZE 16u
 #define MIG_BATCH_RUNS 256u
 #define MIG_BATCH_PAGES 256u
+#define MIG_PACKED_FIXED 8u
+#define MIG_PACKED_MAX ((1u << 20) + (8u << 10)) /* what zstd makes of a batch at worst */
 #define MIG_ERROR_MAX 256
 
 /* First on each connection, from the source; the target answers with its own on channel 0. */
@@ -46,6 +48,7 @@ enum mig_type {
     MIG_CANCEL,    /* text: why */
     MIG_MEMORY,    /* the RAM file goes with it (SCM_RIGHTS): its size */
     MIG_PING,      /* u64 */
+    MIG_PACKED,    /* a batch whose contents follow as one zstd frame */
     /* target to source */
     MIG_ACCEPT = 16, /* go on */
     MIG_REFUSE,      /* text: why not, a line for each difference */
@@ -64,6 +67,7 @@ struct mig_header {
 };
 
 #define MIG_SETUP_LOCAL (1u << 0) /* the RAM file is passed instead of its contents */
+#define MIG_SETUP_ZSTD (1u << 1)  /* batches may be packed */
 
 struct mig_setup {
     uint64_t memory; /* bytes */
@@ -122,5 +126,9 @@ void mig_run_put(const struct mig_run *run, uint8_t buf[MIG_RUN_SIZE]);
  */
 int mig_runs_get(const uint8_t *payload, size_t len, uint64_t limit, struct mig_run runs[MIG_BATCH_RUNS],
                  uint32_t *ret_count, uint32_t *ret_data, struct mig_error *err);
+
+/* What is before the runs of a packed batch; *ret_packed is the length of what follows, 1 to MIG_PACKED_MAX. */
+void mig_packed_put(uint32_t packed, uint8_t buf[MIG_PACKED_FIXED]);
+int mig_packed_get(const uint8_t *payload, size_t len, uint32_t *ret_packed, struct mig_error *err);
 
 #endif

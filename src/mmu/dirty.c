@@ -64,7 +64,8 @@ static int consumer_new(const struct dirty_log *log, const char *name, enum dirt
     if (!c)
         return -ENOMEM;
     memcpy(c->name, name, strlen(name) + 1);
-    c->mode = mode;
+    c->mode = mode == DIRTY_START_CHANGES ? DIRTY_START_CHANGES : DIRTY_START_ALL;
+    c->lost = mode == DIRTY_START_LOST;
     if (page_set_init(&c->pending, mem_pages(log->mem)) < 0 || page_set_init(&c->unacked, mem_pages(log->mem)) < 0) {
         consumer_free(c);
         return -ENOMEM;
@@ -218,7 +219,7 @@ static int start_logging(struct dirty_log *log, enum dirty_start_mode mode)
         r = harvest(log);
     if (r == 0)
         r = log->config.ops->set_logging(log->config.opaque, true);
-    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode != DIRTY_START_ALL) {
+    if (r == 0 && log->config.backend == DIRTY_BITMAP && stale && mode == DIRTY_START_CHANGES) {
         uint64_t pages = log->stats.pages;
 
         r = harvest(log);
@@ -248,7 +249,7 @@ static int start_locked(struct dirty_log *log, const char *name, enum dirty_star
         consumer_free(c);
         return r;
     }
-    if (mode == DIRTY_START_ALL)
+    if (mode != DIRTY_START_CHANGES)
         page_set_fill(&c->pending);
     log->consumers[log->consumer_count++] = c;
     dirty_count(&log->stats.consumers, 1);

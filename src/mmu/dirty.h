@@ -99,6 +99,7 @@ int dirty_log_ring_full(struct dirty_log *log);
 enum dirty_start_mode {
     DIRTY_START_CHANGES, /* the first snapshot gives what was written since the start */
     DIRTY_START_ALL,     /* the first snapshot gives every page (a full copy is to be made) */
+    DIRTY_START_LOST,    /* as ALL, of a consumer that began with another log, at the guest's source: pages are lost */
 };
 
 /*

@@ -356,7 +356,8 @@ static int build(struct precise *p)
         log_err("precise: guest memory consists of pages of 2 MiB, tables cannot be protected one by one");
         return -EOPNOTSUPP;
     }
-    if (mem_fd(p->mem) < 0) {
+    /* Also once it was reset, and is a file again: umbrad's own writes would wait there as well. */
+    if (p->slots[0].alias == p->slots[0].hva) {
         log_err("precise: guest memory is mapped from a snapshot, userfaultfd cannot protect that (--eager copies it)");
         return -EOPNOTSUPP;
     }

@@ -3,7 +3,8 @@
  * take what they are given. Each input is a list of pieces, so that the checksums, which no mutation would hit, are right:
  *
  *   0 LEN BYTES   these bytes as they are
- *   1 TYPE LEN16 BYTES RAW16   a frame with that payload and so many raw bytes behind it
+ *   1 TYPE LEN16 BYTES RAW16   a frame with that payload and so many zeros behind it
+ *   3 TYPE LEN16 BYTES RAW16 BYTES   the same with these bytes behind it
  *
  * What must hold: no access beyond bounds, no end without a status, the guest never runs without COMMIT.
  */
@@ -74,18 +75,22 @@ static bool push(int fd, const void *p, size_t n)
     return n == 0 || send(fd, p, n, MSG_NOSIGNAL) == (ssize_t)n;
 }
 
-static bool push_frame(struct session *s, int fd, struct byte_reader *in, uint32_t *sequence)
+static bool push_frame(struct session *s, int fd, struct byte_reader *in, bool own_raw, uint32_t *sequence)
 {
-    static const uint8_t raw[65536];
+    static const uint8_t zeros[65536];
     uint8_t header[MIG_HEADER_SIZE];
     struct mig_header h = {.type = (enum mig_type)(byte_read_u8(in) % 24)};
-    const uint8_t *payload;
+    const uint8_t *payload, *raw = zeros;
     uint16_t raw_len;
 
     h.length = byte_read_u16(in);
     h.length = (uint32_t)MIN((size_t)h.length, in->len - in->pos);
     payload = byte_read(in, h.length);
     raw_len = byte_read_u16(in);
+    if (own_raw) {
+        raw_len = (uint16_t)MIN((size_t)raw_len, in->len - in->pos);
+        raw = byte_read(in, raw_len);
+    }
     h.sequence = (*sequence)++;
     h.payload_crc = crc32c(0, payload, h.length);
     mig_header_put(&h, header);
@@ -100,8 +105,10 @@ static void feed(struct session *s, int fd, const uint8_t *data, size_t len)
     bool fine = true;
 
     while (fine && in.pos < in.len) {
-        if (byte_read_u8(&in) & 1) {
-            fine = push_frame(s, fd, &in, &sequence);
+        uint8_t piece = byte_read_u8(&in);
+
+        if (piece & 1) {
+            fine = push_frame(s, fd, &in, (piece & 3) == 3, &sequence);
         } else {
             size_t n = byte_read_u8(&in);
             const uint8_t *p;
@@ -134,7 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         return 0;
     snprintf(uri, sizeof(uri), "fd:%d", fds[1]);
     mig_hello_put(&hello, buf);
-    if (mig_target_start(mem, uri, &ops, &s, &s.target, &err) == 0) {
+    if (mig_target_start(mem, uri, NULL, &ops, &s, &s.target, &err) == 0) {
         if (push(fds[0], buf, sizeof(buf)))
             feed(&s, fds[0], data, len);
         shutdown(fds[0], SHUT_WR);

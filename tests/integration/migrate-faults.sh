@@ -19,6 +19,7 @@ vm_expect src 'ready region' 20 || bail "the guest does not start"
 vm_ask src 'fill 77' '^done count=' 30
 vm_ask src check '^check pages=' 30
 sum=$vm_line
+throttled() { [ "$(qmp src query-migrate | jq '."cpu-throttle-percentage" // 0')" -gt 0 ]; }
 why() { qmp src query-migrate | jq -r '."error-desc" // ""'; }
 
 spawn_target() { # NAME URI ARGUMENT...: without a console, for targets that are expected to fail
@@ -67,6 +68,7 @@ check "strangers: logged" line_in "$tap_dir/door.log" 'no migration stream'
 migrate_set src '{"max-bandwidth": 1000000}'
 migrate_start src "unix:$tap_dir/door"
 check "cancel: it runs" wait_until 10 migrate_is src active
+is "$(qmp src query-migrate | jq -r '.blockers[]')" "there is a migration already" "cancel: what blocks another one is told"
 check "cancel: a second one is refused" not migrate_start src "unix:$tap_dir/door" 2>/dev/null
 qmp src migrate_cancel >/dev/null
 wait_until 10 migrate_over src
@@ -95,7 +97,26 @@ wait_until 60 migrate_over src
 is "$(migrate_status src)" failed "does not converge: failed"
 like "$(why)" 'does not converge: the guest writes [0-9]+ pages' "does not converge: the reason is told"
 is "$(qmp src query-migrate | jq .forecast.converges)" false "does not converge: so says the forecast"
+like "$(qmp src query-migrate | jq -r .forecast.who)" 'pages' "does not converge: who writes is told"
 target_gave_up "does not converge"
+
+"$VMCTL" --runtime-dir "$run" migrate --plan --bandwidth 10M --downtime 5 src >"$tap_dir/plan" 2>&1
+check "plan: it does not converge" line_in "$tap_dir/plan" 'does not converge: downtime [0-9]+ ms'
+check "plan: who is in the way" line_in "$tap_dir/plan" 'written by +(address space 0x|the kernel).*: [0-9]+ pages'
+is "$(qmp src query-dirty-log | jq '.consumers | length')" 0 "plan: leaves nothing behind"
+
+# -- the same with a throttle --
+migrate_set src '{"strategy": "throttle", "max-cpu-throttle": 30}'
+spawn_target bounded "unix:$tap_dir/bounded" --memory $MEMORY
+migrate_start src "unix:$tap_dir/bounded"
+check "throttle: shown while it is on" wait_until 60 throttled
+wait_until 60 migrate_over src
+like "$(why)" 'does not converge with 30 % of its time taken' "throttle: no more than was allowed"
+is "$(qmp src query-migrate | jq '[."cpu-throttle-percentage", ."guest-stall" > 0]' -c)" '[null,true]' \
+    "throttle: the guest has its time back, and what was taken is told"
+target_gave_up "throttle"
+source_goes_on "throttle"
+migrate_set src '{"strategy": "cancel"}'
 vm_ask src 'set rate=off' '^ok' 20
 migrate_set src '{"max-bandwidth": 0, "downtime-limit": 300}'
 vm_ask src 'fill 77' '^done count=' 30
@@ -136,6 +157,8 @@ if vm_is src running; then
     rm -f "$tap_dir/end"
     migrate_target end "unix:$tap_dir/end" --memory $MEMORY
     check "at last: moves" migrate_run src "unix:$tap_dir/end"
+    check "at last: plan and outcome stand side by side" line_in "$tap_dir/src.log" 'completed in [0-9]+ ms, .*foreseen: [0-9]+ ms'
+    is "$(qmp src query-migrate | jq .plan.converges)" true "at last: and are told"
     vm_ask end check '^check pages=' 30
     is "$vm_line" "$sum" "at last: the guest's memory is the same"
     is "$(vm_status src)" postmigrate "at last: the source is done"

@@ -26,16 +26,21 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     vm_expect "$from" 'ready region' 20 || bail "the guest does not start"
     vm_ask "$from" 'fill 77' '^done count=' 30
     vm_ask "$from" 'set rate=5000 pattern=random' '^ok' 10
+    qmp "$from" dirty-log-start '{"name": "copier one"}' >/dev/null
     migrate_target "$to" "$3" --memory 64M --dirty-log "$5"
     is "$(vm_status "$to")" inmigrate "$2: the target waits"
     check "$2: nothing starts it" not qmp "$to" cont 2>/dev/null
     if [ "$4" -gt 1 ]; then
         migrate_capability "$from" multifd true
-        migrate_set "$from" "{\"multifd-channels\": $4}"
+        migrate_set "$from" "{\"multifd-channels\": $4, \"multifd-compression\": \"zstd\"}"
     fi
     check "$2: moves" move_paused "$from" "$to" "$3"
     is "$(vm_status "$from") $(vm_status "$to")" "postmigrate paused" "$2: neither side runs"
     check "$2: memory is the same" same_ram "$source_pid" "$target_pid"
+    is "$(qmp "$to" query-dirty-log | jq -c '[.consumers[] | [.name, .lost]]')" '[["copier one",true]]' \
+        "$2: the dirty log's consumer has come along"
+    is "$(qmp "$to" dirty-log-snapshot '{"name": "copier one"}' | jq -c '[.lost, .pages, .epoch]')" '[true,16384,1]' \
+        "$2: and is told that pages were lost"
     qmp "$to" cont >/dev/null
     check "$2: the guest answers at the target" vm_ask "$to" 'set rate=off' '^ok' 20
     vm_ask "$to" count '^count writes=' 20
@@ -49,6 +54,7 @@ round() { # N LABEL URI CHANNELS DIRTY-LOG
     is "$(guest_sum "back$1")" "$sum" "$2: the guest's own checksum is the same"
     is "$(qmp "$to" query-migrate | jq -c '[.status, ."downtime-breakdown".pause > 0, (.rounds | length) > 0, .ram.remaining]')" \
         '["completed",true,true,0]' "$2: what is told afterwards"
+    is "$(qmp "$from" query-migrate | jq '.compression != null')" "$([ "$4" -gt 1 ] && echo true || echo false)" "$2: packed, where asked for"
     for vm in "$from" "$to" "back$1"; do
         qmp "$vm" quit >/dev/null
     done

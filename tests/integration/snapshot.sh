@@ -6,6 +6,7 @@
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
 . "$(dirname "$0")/../lib/dirty.sh" || exit 1
 . "$(dirname "$0")/../lib/snapshot.sh" || exit 1
+. "$(dirname "$0")/../lib/migrate.sh" || exit 1
 
 # While the guest writes: the n-th write of its stream is a known word to a known page, so what memory has to hold after n
 # writes can be made anew in another guest.
@@ -67,6 +68,14 @@ done
 check "a reset guest starts anew" qmp restored-c10 system_reset
 check "and serves" vm_expect restored-c10 '^dirtier: ready' 60
 check "guest memory of a lazily restored VM is not passed on" not qmp restored-mergedverify get-guest-memory
+qmp restored-mergedverify migrate '{"uri": "unix:/nowhere", "local": true}' >"$tap_dir/refused" 2>&1
+check "nor handed over" line_in "$tap_dir/refused" 'restored lazily and has no file to pass'
+check "nor are its page tables protected" not qmp restored-mergedverify mmu-set '{"tracking": "precise"}'
+check "which is said" line_in "$tap_dir/restored-mergedverify.log" 'precise: guest memory was restored lazily'
+migrate_target arrived "unix:$tap_dir/arrived" --memory 64M
+check "but it moves, page by page" migrate_run restored-mergedverify "unix:$tap_dir/arrived"
+region_sum arrived
+is "$sum" "$want" "and is the same there"
 check "that of an eager one is" qmp restored-c10eager get-guest-memory
 check "and that of one that was reset" qmp restored-c10 get-guest-memory
 

@@ -240,6 +240,15 @@ void vm_look_paging(struct vm *vm, uint64_t timeout_ns)
 {
 }
 
+/* Nobody runs. */
+void vm_pause(struct vm *vm)
+{
+}
+
+void vm_resume(struct vm *vm)
+{
+}
+
 void vm_note_paging(struct vm *vm)
 {
 }

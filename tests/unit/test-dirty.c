@@ -732,9 +732,36 @@ static void test_kick(void **state)
     fixture_close();
 }
 
+/* One that comes from another host has lost what was in that host's log. */
+static void test_lost(void **state)
+{
+    struct dirty_consumer_info info;
+    struct dirty_snapshot s;
+
+    open_bitmap(16 * MiB);
+    assert_int_equal(dirty_log_start(fx.log, "old", DIRTY_START_LOST), 0);
+    assert_int_equal(dirty_log_start(fx.log, "new", DIRTY_START_CHANGES), 0);
+    guest_writes(5);
+    for (int i = 1; i <= 2; i++) {
+        assert_int_equal(dirty_log_snapshot_lock(fx.log, "old", false, &s), 0);
+        assert_true(s.lost);
+        assert_int_equal(s.pages, i == 1 ? 4096 : 1);
+        dirty_log_unlock(fx.log);
+        assert_int_equal(dirty_log_ack(fx.log, "old", s.epoch), 0);
+        guest_writes(7);
+    }
+    assert_int_equal(dirty_log_snapshot_lock(fx.log, "new", false, &s), 0);
+    assert_false(s.lost);
+    dirty_log_unlock(fx.log);
+    assert_int_equal(dirty_log_consumers(fx.log, &info, 1), 2);
+    assert_true(info.lost && info.mode == DIRTY_START_ALL);
+    fixture_close();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lost),
         cmocka_unit_test(test_names_and_limits),
         cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_killed_consumer),

@@ -46,6 +46,9 @@ struct world {
 
     atomic_bool ran, given;
     bool refuse, bad_state;
+    atomic_uint throttle, throttled_most, who_asked;
+    atomic_bool sees_tables;
+    atomic_uint held_tables; /* the most of any round */
     atomic_uint source_status, target_status;
     struct mig_source *source;
     struct mig_target *target;
@@ -72,6 +75,9 @@ static void *guest_thread(void *arg)
             w->writes++;
         }
         sem_post(&w->running);
+        /* One whose time is taken writes nothing but once in a while. */
+        for (int i = 0; atomic_load(&w->throttle) >= 40 && i < 50 && !atomic_load(&w->end); i++)
+            usleep(1000);
         sched_yield();
     }
     return NULL;
@@ -122,10 +128,38 @@ static void on_source_changed(void *opaque, bool round)
     struct world *w = opaque;
     struct mig_report r;
 
-    if (round || !__atomic_load_n(&w->source, __ATOMIC_ACQUIRE))
+    if (!__atomic_load_n(&w->source, __ATOMIC_ACQUIRE))
         return;
     mig_source_report(w->source, &r);
     atomic_store(&w->source_status, r.status);
+    if (round && r.held_tables > atomic_load(&w->held_tables))
+        atomic_store(&w->held_tables, (unsigned int)r.held_tables);
+}
+
+/* The first of the hot pages is a page table. */
+static void on_tables(void *opaque, const struct page_set *pages, struct page_set *into)
+{
+    struct world *w = opaque;
+
+    if (atomic_load(&w->sees_tables) && pages->map[0] & 1)
+        page_set_add(into, 0);
+}
+
+static void on_who(void *opaque, const struct page_set *pages, char *text, size_t size)
+{
+    struct world *w = opaque;
+
+    atomic_fetch_add(&w->who_asked, 1);
+    snprintf(text, size, "the one with %s pages", pages->pages > 0 ? "some" : "no");
+}
+
+static void on_throttle(void *opaque, unsigned int percent)
+{
+    struct world *w = opaque;
+
+    atomic_store(&w->throttle, percent);
+    if (percent > atomic_load(&w->throttled_most))
+        atomic_store(&w->throttled_most, percent);
 }
 
 static const struct mig_source_ops source_ops = {
@@ -134,6 +168,9 @@ static const struct mig_source_ops source_ops = {
     .save = on_save,
     .resume = on_resume,
     .give_away = on_give_away,
+    .tables = on_tables,
+    .who = on_who,
+    .throttle = on_throttle,
     .changed = on_source_changed,
 };
 
@@ -197,7 +234,7 @@ static void world_new(struct world *w, uint64_t seed)
         memset(mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE), (int)(page % 251), GUEST_PAGE_SIZE);
     snprintf(w->path, sizeof(w->path), "/tmp/umbra-move-%d", (int)getpid());
     snprintf(w->uri, sizeof(w->uri), "unix:%s", w->path);
-    if (mig_target_start(w->to, w->uri, &target_ops, w, &w->target, &err) < 0)
+    if (mig_target_start(w->to, w->uri, NULL, &target_ops, w, &w->target, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(pthread_create(&w->guest, NULL, guest_thread, w), 0);
 }
@@ -217,14 +254,14 @@ static void world_free(struct world *w)
     unlink(w->path);
 }
 
-static void start(struct world *w, unsigned int channels, bool local)
+static void start_with(struct world *w, const struct mig_parameters *parameters, bool local)
 {
     struct mig_source_config config = {
         .mem = w->from,
         .dirty = w->dirty,
         .ops = &source_ops,
         .opaque = w,
-        .parameters = {.downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = channels, .strategy = MIG_STRATEGY_STOP},
+        .parameters = *parameters,
         .uri = w->uri,
         .fd = -1,
         .local = local,
@@ -233,6 +270,14 @@ static void start(struct world *w, unsigned int channels, bool local)
 
     assert_int_equal(mig_source_start(&config, &s), 0);
     __atomic_store_n(&w->source, s, __ATOMIC_RELEASE);
+}
+
+static void start(struct world *w, unsigned int channels, bool local)
+{
+    struct mig_parameters p = {
+        .downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = channels, .strategy = MIG_STRATEGY_STOP};
+
+    start_with(w, &p, local);
 }
 
 static struct mig_report wait_source(struct world *w)
@@ -275,8 +320,28 @@ static void test_moves(void **state)
         same_memory(&w);
         assert_int_equal(r.channels, channels[i]);
         assert_true(r.normal > 0 && r.zero > 0 && r.passes > 1);
+        assert_true(r.plan.valid && r.plan.downtime_ns > 0);
         world_free(&w);
     }
+}
+
+static void test_packed(void **state)
+{
+    struct mig_parameters p = {
+        .downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = 2, .strategy = MIG_STRATEGY_STOP, .zstd_level = 1};
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 7);
+    start_with(&w, &p, false);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    same_memory(&w);
+    assert_true(r.packed_pages > 0 && r.packed_pages <= r.normal);
+    assert_true(r.packed_bytes < r.packed_pages * GUEST_PAGE_SIZE / 2);
+    assert_true(r.transferred < r.normal * GUEST_PAGE_SIZE);
+    world_free(&w);
 }
 
 static void test_local(void **state)
@@ -324,6 +389,87 @@ static void test_state_cannot_be_loaded(void **state)
     assert_int_equal(r.status, MIG_STATUS_FAILED);
     assert_string_equal(r.why, "the target failed: vcpu 0: no");
     assert_false(w.stopped || atomic_load(&w.ran) || atomic_load(&w.given));
+    world_free(&w);
+}
+
+/* A channel that is slower than the guest writes, with a strategy. */
+static void start_slow(struct world *w, enum mig_strategy strategy, unsigned int max_throttle)
+{
+    struct mig_parameters p = {.max_bandwidth = 8 * MiB,
+                               .downtime_limit_ns = 5 * NSEC_PER_MSEC,
+                               .channels = 1,
+                               .strategy = strategy,
+                               .max_throttle = max_throttle};
+
+    start_with(w, &p, false);
+}
+
+static void test_gives_up_and_says_who(void **state)
+{
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 5);
+    start_slow(&w, MIG_STRATEGY_CANCEL, 0);
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_memory_equal(r.why, "it does not converge: the guest writes", 38);
+    assert_string_equal(r.forecast.who, "the one with some pages");
+    assert_false(r.forecast.converges || w.stopped);
+    /* Once a second at most: it costs a look at all page tables. */
+    assert_in_range(atomic_load(&w.who_asked), 1, 1 + r.total_ns / NSEC_PER_SEC);
+    assert_int_equal(atomic_load(&w.throttled_most), 0);
+    world_free(&w);
+}
+
+static void test_throttled_until_it_converges(void **state)
+{
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 5);
+    start_slow(&w, MIG_STRATEGY_THROTTLE, 0);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    assert_in_range(atomic_load(&w.throttled_most), 40, 90);
+    /* The guest has its time back. */
+    assert_int_equal(atomic_load(&w.throttle), 0);
+    assert_int_equal(r.throttle, 0);
+    same_memory(&w);
+    world_free(&w);
+}
+
+static void test_throttled_no_more_than_allowed(void **state)
+{
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 5);
+    start_slow(&w, MIG_STRATEGY_THROTTLE, 25);
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_memory_equal(r.why, "it does not converge with 25 % of its time taken", 48);
+    assert_int_equal(atomic_load(&w.throttled_most), 25);
+    assert_int_equal(atomic_load(&w.throttle), 0);
+    assert_false(w.stopped);
+    world_free(&w);
+}
+
+/* A page table waits for the end from the first harvest on that has it. */
+static void test_tables_are_held_back(void **state)
+{
+    struct mig_report r;
+    struct world w;
+
+    world_new(&w, 5);
+    atomic_store(&w.sees_tables, true);
+    start_slow(&w, MIG_STRATEGY_STOP, 0);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    assert_int_equal(atomic_load(&w.held_tables), 1);
+    same_memory(&w);
     world_free(&w);
 }
 
@@ -377,9 +523,14 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_packed),
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_state_cannot_be_loaded),
+        cmocka_unit_test(test_gives_up_and_says_who),
+        cmocka_unit_test(test_throttled_until_it_converges),
+        cmocka_unit_test(test_throttled_no_more_than_allowed),
+        cmocka_unit_test(test_tables_are_held_back),
         cmocka_unit_test(test_ends_at_random),
     };
 

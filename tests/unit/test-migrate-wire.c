@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "migrate/compress.h"
 #include "migrate/pages.h"
 #include "migrate/report.h"
 #include "migrate/stream.h"
@@ -105,7 +106,7 @@ static void test_headers(void **state)
         {MIG_READY, true, 8, 7, "frame 7: type 18 is not known"},
         {MIG_FAILED, false, MIG_TEXT_MAX, 7, NULL},
         {0, true, 0, 7, "frame 7: type 0 is not known"},
-        {9, true, 0, 7, "frame 7: type 9 is not known"},
+        {15, true, 0, 7, "frame 7: type 15 is not known"},
         {MIG_TYPE_END, false, 0, 7, "frame 7: type 22 is not known"},
         {65535, true, 0, 7, "frame 7: type 65535 is not known"},
     };
@@ -156,9 +157,9 @@ static void test_setup_and_state(void **state)
     mig_setup_put(&setup, buf);
     refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: page size 8192");
     err.text[0] = '\0';
-    setup = (struct mig_setup){.page_size = 4096, .flags = 6};
+    setup = (struct mig_setup){.page_size = 4096, .flags = 0xc0};
     mig_setup_put(&setup, buf);
-    refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: flags 0x6");
+    refused(mig_setup_get(buf, sizeof(buf), &got, &err), &err, "setup: flags 0xc0");
     err.text[0] = '\0';
     setup = (struct mig_setup){.page_size = 4096, .reserved = 1};
     mig_setup_put(&setup, buf);
@@ -387,6 +388,104 @@ static void test_forecast(void **state)
     assert_false(mig_forecast(&t).valid);
 }
 
+/* -- packed batches -- */
+
+static void test_packed_header(void **state)
+{
+    uint8_t buf[MIG_PACKED_FIXED];
+    struct mig_error err = {""};
+    uint32_t packed;
+
+    mig_packed_put(MIG_PACKED_MAX, buf);
+    assert_int_equal(mig_packed_get(buf, sizeof(buf), &packed, &err), 0);
+    assert_int_equal(packed, MIG_PACKED_MAX);
+    refused(mig_packed_get(buf, sizeof(buf) - 1, &packed, &err), &err, "packed: length 7");
+    err.text[0] = '\0';
+    buf[7] = 1;
+    refused(mig_packed_get(buf, sizeof(buf), &packed, &err), &err, "reserved");
+    err.text[0] = '\0';
+    mig_packed_put(0, buf);
+    refused(mig_packed_get(buf, sizeof(buf), &packed, &err), &err, "packed: 0 bytes");
+    err.text[0] = '\0';
+    mig_packed_put(MIG_PACKED_MAX + 1, buf);
+    refused(mig_packed_get(buf, sizeof(buf), &packed, &err), &err, "bytes are not within");
+}
+
+#define SOME_PAGES 5u
+
+static void unpack_fails(struct mig_unpacker *u, const uint8_t *frame, size_t len, size_t pages, const char *text)
+{
+    uint8_t *to = malloc(SOME_PAGES * GUEST_PAGE_SIZE);
+    struct iovec iov[2] = {{to, GUEST_PAGE_SIZE}, {to + GUEST_PAGE_SIZE, (pages - 1) * GUEST_PAGE_SIZE}};
+    struct mig_error err = {""};
+
+    memcpy(mig_unpacker_buffer(u), frame, len);
+    refused(mig_unpack(u, len, iov, 2, &err), &err, text);
+    free(to);
+}
+
+static void test_packed_pages(void **state)
+{
+    static uint8_t from[SOME_PAGES * GUEST_PAGE_SIZE], to[SOME_PAGES * GUEST_PAGE_SIZE];
+    struct iovec out[2] = {{from, 2 * GUEST_PAGE_SIZE}, {from + 2 * GUEST_PAGE_SIZE, 3 * GUEST_PAGE_SIZE}};
+    struct iovec in[3] = {{to, GUEST_PAGE_SIZE}, {to + GUEST_PAGE_SIZE, GUEST_PAGE_SIZE},
+                          {to + 2 * GUEST_PAGE_SIZE, 3 * GUEST_PAGE_SIZE}};
+    struct mig_unpacker *u;
+    struct mig_error err = {""};
+    struct mig_packer *p;
+    const uint8_t *frame;
+    uint8_t *copy;
+    size_t len;
+
+    for (size_t i = 0; i < sizeof(from); i++)
+        from[i] = (uint8_t)(i / 64);
+    assert_int_equal(mig_packer_new(MIG_ZSTD_LEVEL_DEFAULT, &p), 0);
+    assert_int_equal(mig_unpacker_new(&u), 0);
+    assert_true(mig_pack(p, out, 2, &frame, &len));
+    assert_true(len > 0 && len < sizeof(from) / 4);
+    copy = malloc(len + 1);
+    memcpy(copy, frame, len);
+    memcpy(mig_unpacker_buffer(u), frame, len);
+    assert_int_equal(mig_unpack(u, len, in, 3, &err), 0);
+    assert_memory_equal(from, to, sizeof(from));
+
+    /* More or less than was announced, cut, and with something behind it. */
+    unpack_fails(u, copy, len, SOME_PAGES - 1, "the frame says 20480 bytes, 16384 are expected");
+    unpack_fails(u, copy, len - 1, SOME_PAGES, "packed:");
+    unpack_fails(u, copy, 3, SOME_PAGES, "packed:");
+    copy[len] = 0;
+    unpack_fails(u, copy, len + 1, SOME_PAGES, "are no one frame");
+    /* Contents that are others: the frame has a checksum. */
+    copy[len - 1] ^= 1;
+    unpack_fails(u, copy, len, SOME_PAGES, "checksum");
+    /* And any byte of it may be anything: refused, or the frame's own reserved bits. */
+    copy[len - 1] ^= 1;
+    for (size_t i = 0; i < len; i++) {
+        struct mig_error unheard = {""};
+
+        memcpy(mig_unpacker_buffer(u), copy, len);
+        mig_unpacker_buffer(u)[i] ^= 0x55;
+        memset(to, 0, sizeof(to));
+        if (mig_unpack(u, len, in, 3, &unheard) == 0)
+            assert_memory_equal(from, to, sizeof(from));
+        else
+            assert_string_not_equal(unheard.text, "");
+    }
+
+    /* What cannot be packed goes out as it is, and so do some after it. */
+    for (size_t i = 0, x = 1; i < sizeof(from); i++, x = x * 6364136223846793005u + 1442695040888963407u)
+        from[i] = (uint8_t)(x >> 56);
+    assert_false(mig_pack(p, out, 2, &frame, &len));
+    memset(from, 7, sizeof(from));
+    assert_false(mig_pack(p, out, 2, &frame, &len));
+    for (int i = 0; i < 14; i++)
+        assert_false(mig_pack(p, out, 2, &frame, &len));
+    assert_true(mig_pack(p, out, 2, &frame, &len));
+    free(copy);
+    mig_packer_free(p);
+    mig_unpacker_free(u);
+}
+
 /* umbra-migration(7) has each frame with its number, and no other. */
 static void test_manual(void **state)
 {
@@ -425,6 +524,8 @@ int main(void)
         cmocka_unit_test(test_zero_pages),
         cmocka_unit_test(test_untouched),
         cmocka_unit_test(test_forecast),
+        cmocka_unit_test(test_packed_header),
+        cmocka_unit_test(test_packed_pages),
         cmocka_unit_test(test_manual),
     };
 
