@@ -44,6 +44,8 @@ struct tracker {
 
     uint64_t next_ns;     /* when a tick is due */
     uint64_t interval_ns; /* as it was planned last, 0: none */
+    uint64_t pressure_ns; /* when KVM's counters are due between two ticks, UINT64_MAX: not */
+    uint64_t pressure_activity; /* of the vCPUs, at the last look at them */
     uint64_t tick_ns;     /* when the last one began */
     uint64_t looked_ns;   /* when the last whole look began */
     bool looked;

@@ -167,6 +167,8 @@ uint64_t tick_plan(struct tracker *t, uint64_t now, uint64_t cost_ns, uint64_t r
     t->quiet = most > base ? MIN(t->quiet + 1, MAX_DOUBLINGS) : 0;
     t->interval_ns = MIN(base << t->quiet, most);
     t->next_ns = now + t->interval_ns;
+    /* The budget makes ticks rare just when there are many tables; KVM's limit must not wait for that. */
+    t->pressure_ns = t->quiet ? UINT64_MAX : now + tick_interval(t);
     return t->next_ns;
 }
 
@@ -179,6 +181,25 @@ static void tell_pressure(struct tracker *t)
     tracker_unlock(t);
     t->config.ops->pressure(t->config.opaque, &pressure);
     tracker_relock(t);
+}
+
+uint64_t tracker_pressure(struct tracker *t)
+{
+    uint64_t activity, next = UINT64_MAX;
+
+    tracker_relock(t);
+    t->pressure_ns = UINT64_MAX;
+    if (t->running && t->settings.mode >= TRACKER_LIVE && !t->in_tick) {
+        activity = tracker_activity(t);
+        if (activity != t->pressure_activity) {
+            tell_pressure(t);
+            t->pressure_ns = tracker_now(t) + tick_interval(t);
+        }
+        t->pressure_activity = activity;
+        next = MIN(t->pressure_ns, t->next_ns);
+    }
+    tracker_unlock(t);
+    return next;
 }
 
 uint64_t tracker_tick(struct tracker *t)

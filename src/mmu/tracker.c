@@ -71,16 +71,22 @@ static void *tracker_thread(void *arg)
     thread_enter(THREAD_MMU, "mmu");
     tracker_relock(t);
     while (!t->quit) {
-        struct timespec until = {.tv_sec = (time_t)(t->next_ns / NSEC_PER_SEC), .tv_nsec = (long)(t->next_ns % NSEC_PER_SEC)};
+        uint64_t due = MIN(t->next_ns, t->pressure_ns);
+        struct timespec until = {.tv_sec = (time_t)(due / NSEC_PER_SEC), .tv_nsec = (long)(due % NSEC_PER_SEC)};
 
         if (!ticks(t)) {
             pthread_cond_wait(&t->wake, &t->lock);
-        } else if (clock_ns() < t->next_ns) {
+        } else if (clock_ns() < due) {
             pthread_cond_timedwait(&t->wake, &t->lock, &until);
         } else {
+            bool tick = due == t->next_ns;
+
             tracker_unlock(t);
             thread_busy();
-            tracker_tick(t);
+            if (tick)
+                tracker_tick(t);
+            else
+                tracker_pressure(t);
             thread_idle();
             tracker_relock(t);
         }
@@ -278,6 +284,7 @@ void tracker_run(struct tracker *t, bool running)
     t->running = running && !t->quit;
     t->quiet = 0;
     t->next_ns = tracker_now(t);
+    t->pressure_ns = UINT64_MAX;
     start_thread(t);
     pthread_cond_broadcast(&t->wake);
     tracker_unlock(t);
@@ -324,6 +331,7 @@ static int set_at_rest(struct tracker *t, const struct tracker_settings *s)
     t->settings = *s;
     t->quiet = 0;
     t->next_ns = tracker_now(t);
+    t->pressure_ns = UINT64_MAX;
     start_thread(t);
     pthread_cond_broadcast(&t->wake);
     return 0;

@@ -133,6 +133,12 @@ int tracker_verify(struct tracker *t, struct mirror_verdict *ret);
 /* One tick now, in slices; for tests, and the thread's own work. Returns when the next one is due, UINT64_MAX: never. */
 uint64_t tracker_tick(struct tracker *t);
 
+/*
+ * Between two ticks that the CPU budget keeps apart: `pressure` alone, with the tables of the last tick. Returns when that or a tick is
+ * due next. As tracker_tick.
+ */
+uint64_t tracker_pressure(struct tracker *t);
+
 struct tracker_stats {
     uint64_t ticks;
     uint64_t cpu_ns;            /* of all ticks and of questions that had to read */

@@ -42,7 +42,8 @@ net_listens() {
 net_to_guest() {
     vm_say "$1" "(nc -l -p 5001 </dev/null | md5sum) & $(net_listens 1389) && echo listening; wait"
     vm_expect "$1" '^listening' 30 || return
-    nc "$2" 5001 <"$3" >/dev/null || return
+    # Not nc, which ends when the other side has nothing to say.
+    socat -u "OPEN:$3" "TCP:$2:5001" || return
     vm_expect "$1" '^[0-9a-f]{32} ' "$4" || return
     vm_sum=${vm_line%% *}
     vm_expect "$1" '^umbra-guest: exit 0' 20
@@ -50,7 +51,7 @@ net_to_guest() {
 
 # net_from_guest NAME ADDRESS FILE SECONDS: a file of the guest's comes to the host at ADDRESS; its sum is in $vm_sum.
 net_from_guest() {
-    nc -l -p 5002 </dev/null >"$tap_dir/net-in" &
+    socat -u TCP-LISTEN:5002,reuseaddr "CREATE:$tap_dir/net-in" &
     local pid=$!
     on_exit vm_kill $pid
     sh -c "$(net_listens 138A)" || return

@@ -782,6 +782,16 @@ static void test_age(void **state)
     tracker_unlock(w.tracker);
     assert_int_equal(age, NSEC_PER_SEC);
     assert_int_equal(tables_read(&w), read);
+    /* KVM's counters do not wait for the budget, but for vCPUs that run. */
+    {
+        unsigned int looks = w.pressures;
+
+        w.activity += NSEC_PER_MSEC;
+        assert_in_range(tracker_pressure(w.tracker), w.now + 50 * NSEC_PER_MSEC, w.now + 51 * NSEC_PER_MSEC);
+        assert_int_equal(w.pressures, looks + 1);
+        assert_true(tracker_pressure(w.tracker) > w.now + 30 * NSEC_PER_SEC);
+        assert_int_equal(w.pressures, looks + 1);
+    }
     /* The next tick is when it was to be. */
     assert_int_equal(interval(&w), 60 * NSEC_PER_SEC);
     world_clear(&w);

@@ -45,12 +45,6 @@ struct vnet {
     unsigned int mtu;
     struct vnet_counters counters;
     struct iovec iov[VNET_QUEUE_SIZE]; /* of the chain at hand, control and transmit */
-    /* Taken by restore, put in place by the reset that follows it. */
-    struct {
-        bool valid, link_wanted;
-        uint8_t mac[NET_MAC_LEN];
-        uint16_t used_pairs;
-    } restored;
 };
 
 static inline struct virtq *vnet_rx_queue(const struct vnet_pair *p)

@@ -245,25 +245,19 @@ static void vnet_stop(struct virtio_dev *v)
         vnet_pair_stop(&n->pairs[i]);
 }
 
+/* The link alone, without telling anybody: an announcement that was not acknowledged is due anew, or no more. */
+static void put_status(struct vnet *n)
+{
+    le16_put(n->v.config + STATUS_AT, vnet_link_up(n) ? VIRTIO_NET_S_LINK_UP : 0);
+}
+
 static void vnet_reset(struct virtio_dev *v)
 {
     struct vnet *n = to_net(v);
-    uint16_t status;
 
     n->used_pairs = 1;
     n->announce = false;
-    if (n->restored.valid) {
-        /* What arrives is put in place by a reset that comes before its queues. */
-        n->restored.valid = false;
-        n->used_pairs = n->restored.used_pairs;
-        n->link_wanted = n->restored.link_wanted;
-        memcpy(v->config, n->restored.mac, NET_MAC_LEN);
-        n->announce = true;
-    }
-    status = vnet_link_up(n) ? VIRTIO_NET_S_LINK_UP : 0;
-    le16_put(v->config + STATUS_AT, status);
-    if (n->announce && n->backend->ops->set_carrier && !n->lost)
-        n->backend->ops->set_carrier(n->backend, vnet_link_up(n));
+    put_status(n);
 }
 
 /* -- state -------------------------------------------------------------------- */
@@ -307,10 +301,13 @@ static int vnet_restore(struct virtio_dev *v, struct state_reader *r, const stru
         err = check_restored(n, mtu, used, link, r, s);
     if (err < 0)
         return err;
-    memcpy(n->restored.mac, mac, sizeof(mac));
-    n->restored.used_pairs = (uint16_t)used;
-    n->restored.link_wanted = link;
-    n->restored.valid = true;
+    memcpy(v->config, mac, sizeof(mac));
+    n->used_pairs = (unsigned int)used;
+    n->link_wanted = link;
+    n->announce = true;
+    put_status(n);
+    if (n->backend->ops->set_carrier && !n->lost)
+        n->backend->ops->set_carrier(n->backend, vnet_link_up(n));
     return 0;
 }
 
