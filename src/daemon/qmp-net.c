@@ -27,12 +27,11 @@ static json_t *net_of(struct device *net)
 {
     json_t *o = json_object_new_object();
     struct vnet_info info;
-    char mac[3 * NET_MAC_LEN];
+    char mac[3 * NET_MAC_LEN + 1];
 
     vnet_info(net, &info);
     for (unsigned int i = 0; i < NET_MAC_LEN; i++)
-        snprintf(mac + 3 * i, 4, "%02x:", info.mac[i]);
-    mac[sizeof(mac) - 1] = '\0';
+        snprintf(mac + 3 * i, 4, "%02x%s", info.mac[i], i + 1 < NET_MAC_LEN ? ":" : "");
     json_add_str(o, "name", info.name);
     json_add_str(o, "mac", mac);
     json_add_str(o, "backend", info.backend_kind);

@@ -309,6 +309,7 @@ static void test_nets(void **state)
 /* What a snapshot brings is taken as it is, or replaced as a whole. */
 static void test_inherited_nets(void **state)
 {
+    static const char three[] = "{\"net\": [\"user\", \"user\", \"user\"]}";
     char error[CONFIG_ERROR_MAX] = "";
     _cleanup_json_ json_t *described = NULL;
     const char *text;
@@ -325,7 +326,7 @@ static void test_inherited_nets(void **state)
     assert_string_equal(d.nets[1].socket, "/x,y");
     assert_true(d.nets[1].set_mac && d.nets[1].mac[5] == 1);
     d.net_inherited = d.net_count;
-    assert_int_equal(config_parse_json(&d, "f", "{\"net\": [\"user\", \"user\", \"user\"]}", 35, error), 0);
+    assert_int_equal(config_parse_json(&d, "f", three, strlen(three), error), 0);
     assert_int_equal(d.net_count, 3);
     assert_int_equal(d.nets[0].kind, NET_USER);
     assert_null(d.nets[0].ifname);
