@@ -98,10 +98,10 @@ systemctl daemon-reload
 systemctl start umbra@boots
 systemctl stop umbra@boots
 is "$(show boots ActiveState) $(show boots Result)" "inactive success" "a guest that boots and does not hear its power button is ended in time"
+is "$calm_pid" "$(show calm MainPID)" "one that nothing happened to has been the same process all the time"
 systemctl kill --kill-whom=main umbra@calm
 check "SIGTERM to a VM ends it" wait_until 30 shows calm ActiveState '^inactive$'
 is "$(show calm Result) $(show calm NRestarts)" "success 0" "which is no failure, and of all this it has noticed nothing"
-is "$calm_pid" "$(show calm ExecMainPID)" "it was the same process all the time"
 
 # -- nested paging --
 # Without a VM the module can be loaded anew, as at the start of a host that was not told.
