@@ -358,7 +358,7 @@ static int build(struct precise *p)
     }
     /* Also once it was reset, and is a file again: umbrad's own writes would wait there as well. */
     if (p->slots[0].alias == p->slots[0].hva) {
-        log_err("precise: guest memory is mapped from a snapshot, userfaultfd cannot protect that (--eager copies it)");
+        log_err("precise: guest memory was restored lazily: it has one mapping, which userfaultfd cannot protect (--eager copies it)");
         return -EOPNOTSUPP;
     }
     if (p->fd < 0)

@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
 
-need passt
+need "passt is not installed" command -v passt
 
 net() { # NAME FILTER
     qmp "$1" query-net | jq -r ".[0] | $2"
