@@ -103,7 +103,7 @@ static int our_harvest(struct bench *b, bool last, uint64_t *took_count, uint64_
     int r;
 
     if (!last) {
-        r = dirty_log_ring_full(b->log);
+        r = dirty_log_ring_full(b->log, 0);
         t3 = clock_ns() - t0;
         *took_count += t3;
         *took_ranges += t3;

@@ -144,6 +144,8 @@ static void write_dirty(struct om_writer *w, const struct metrics_source *s)
          offsetof(struct dirty_stats, ring_full)},
         {{"umbra_dirty_ring_entries", OM_COUNTER, NULL, "Entries taken from dirty rings."},
          offsetof(struct dirty_stats, ring_entries)},
+        {{"umbra_dirty_ring_overruns", OM_COUNTER, NULL, "Times KVM wrote over entries of a ring; every page was dirty then."},
+         offsetof(struct dirty_stats, ring_overruns)},
     };
     static const struct om_family consumers = {"umbra_dirty_log_consumers", OM_GAUGE, NULL,
                                                "Consumers of the dirty log; without any nothing is logged."};

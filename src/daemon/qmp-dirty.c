@@ -336,6 +336,7 @@ static json_t *totals_object(const struct dirty_stats *s)
     json_add_u64(o, "ring-full", s->ring_full);
     json_add_u64(o, "ring-entries", s->ring_entries);
     json_add_u64(o, "ring-resets", s->ring_resets);
+    json_add_u64(o, "ring-overruns", s->ring_overruns);
     json_add_u64(o, "failures", s->failures);
     return o;
 }

@@ -119,6 +119,7 @@ static const struct own_stat vm_stats[] = {
     OWN("dirty_ring_full", struct vm_counters, dirty.ring_full),
     OWN("dirty_ring_entries", struct vm_counters, dirty.ring_entries),
     OWN("dirty_ring_resets", struct vm_counters, dirty.ring_resets),
+    OWN("dirty_ring_overruns", struct vm_counters, dirty.ring_overruns),
     OWN("dirty_failures", struct vm_counters, dirty.failures),
     NOW("mmu_tables", struct vm_counters, mmu_tables),
     NOW("mmu_entries", struct vm_counters, mmu_entries),

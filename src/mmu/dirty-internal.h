@@ -25,7 +25,14 @@ struct dirty_ring {
     struct kvm_dirty_gfn *entries;
     uint32_t mask;
     uint32_t next;  /* free-running index of the entry to look at next */
-    uint32_t taken; /* entries from `next` on that the harvest at hand has read */
+    uint32_t taken; /* entries from `next` on that the harvest at hand takes */
+    uint32_t given; /* entries before `next` that KVM was not seen to have taken back */
+    uint32_t total; /* pages read so far, modulo 2^32 */
+    bool adrift;    /* KVM goes on somewhere beyond `next`, and what lies between is empty */
+    bool broken;    /* KVM's place is not known; mended when its vCPU is out of KVM_RUN */
+    uint32_t least; /* broken: so many entries at least KVM has to take back before it is where it writes */
+    bool was_empty; /* when KVM said that it is full, with `next` at `empty_at` */
+    uint32_t empty_at;
 };
 
 struct dirty_log {
@@ -54,6 +61,8 @@ struct dirty_log {
     struct dirty_ring *rings;
     size_t ring_count;
     bool rings_taken; /* entries were taken that KVM has not taken back: their pages are not protected */
+    bool rings_spilt; /* entries were overwritten: the harvest at hand is of every page */
+    bool unprotected; /* and pages that they named may be written unheard: protect all anew */
 
     struct dirty_stats stats;
 };
@@ -75,7 +84,16 @@ int dirty_bitmap_look(struct dirty_log *log);
 /* What `look` left in log->harvest: keep only the pages of `only`, and protect those again. */
 int dirty_bitmap_take_only(struct dirty_log *log, const struct page_set *only);
 
-int dirty_ring_take(struct dirty_log *log);
+/* `own` is of the vCPU that calls, or NULL. Without `whole` other rings that are nearly full are left to their own vCPUs. */
+int dirty_ring_take(struct dirty_log *log, const struct dirty_ring *own, bool whole);
+/* -EAGAIN: entries were overwritten, which of the pages are dirty is not known. */
 int dirty_ring_look(struct dirty_log *log);
+/* Some ring is so full that it had better be taken by its own vCPU. */
+bool dirty_ring_crowded(const struct dirty_ring *ring);
+/*
+ * Find KVM's place in a ring whose vCPU is out of KVM_RUN, if it is not known; `full`: KVM says that the ring is. 0 or -errno:
+ * it is not known yet.
+ */
+int dirty_ring_mend(struct dirty_log *log, struct dirty_ring *ring, bool full);
 
 #endif

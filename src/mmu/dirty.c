@@ -127,12 +127,37 @@ static void distribute(struct dirty_log *log)
     log->harvest_lost = false;
 }
 
-/* Take what the sources have. On an error of KVM no snapshot may be given out; what was taken is pending. */
-static int harvest(struct dirty_log *log)
+/*
+ * Entries were overwritten: every page is dirty, and may be written unheard until logging was off once. That is not for vCPUs,
+ * whose threads have no business with memory slots; until somebody else harvests, each harvest is of every page.
+ */
+static int recover(struct dirty_log *log, bool by_vcpu, int r)
+{
+    const struct dirty_ops *ops = log->config.ops;
+
+    if (log->unprotected && !by_vcpu && r == 0) {
+        if (log->logging)
+            r = ops->set_logging(log->config.opaque, false);
+        if (r == 0 && log->logging)
+            r = ops->set_logging(log->config.opaque, true);
+        log->unprotected = r < 0;
+    }
+    page_set_fill(&log->harvest);
+    log->rings_spilt = false;
+    return r;
+}
+
+/*
+ * Take what the sources have. On an error of KVM no snapshot may be given out; what was taken is pending. `own`, `whole`: as of
+ * dirty_ring_take.
+ */
+static int harvest_rings(struct dirty_log *log, const struct dirty_ring *own, bool whole)
 {
     uint64_t vmm;
-    int r = log->config.backend == DIRTY_RING ? dirty_ring_take(log) : dirty_bitmap_take(log);
+    int r = log->config.backend == DIRTY_RING ? dirty_ring_take(log, own, whole) : dirty_bitmap_take(log);
 
+    if (log->rings_spilt || log->unprotected)
+        r = recover(log, own != NULL, r);
     dirty_count(&log->stats.harvests, 1);
     if (r < 0)
         dirty_count(&log->stats.failures, 1);
@@ -143,16 +168,24 @@ static int harvest(struct dirty_log *log)
     return r;
 }
 
+static int harvest(struct dirty_log *log)
+{
+    return harvest_rings(log, NULL, true);
+}
+
 /* What a snapshot for the consumer would give, in log->harvest. */
 static int look(struct dirty_log *log, const struct dirty_consumer *c)
 {
-    int r;
+    int r = 0;
 
     /* The VMM's notes cannot be looked at without taking them; so they become pending now. */
     dirty_count(&log->stats.vmm_pages, mem_collect_writes(log->mem, MEM_LISTENER_DIRTY_LOG, &log->harvest));
     dirty_count(&log->stats.pages, log->harvest.pages);
     distribute(log);
-    r = log->config.backend == DIRTY_RING ? dirty_ring_look(log) : dirty_bitmap_look(log);
+    if (log->config.backend == DIRTY_BITMAP)
+        r = dirty_bitmap_look(log);
+    else if (dirty_ring_look(log) < 0 || log->unprotected)
+        page_set_fill(&log->harvest);
     if (r == 0) {
         page_set_merge(&log->harvest, &c->pending);
         page_set_merge(&log->harvest, &c->unacked);
@@ -160,17 +193,49 @@ static int look(struct dirty_log *log, const struct dirty_consumer *c)
     return r;
 }
 
-int dirty_log_ring_full(struct dirty_log *log)
+static int ring_left(struct dirty_log *log, struct dirty_ring *ring, bool full)
+{
+    int r = dirty_ring_mend(log, ring, full), err = harvest_rings(log, ring, false);
+
+    return r < 0 ? r : err;
+}
+
+int dirty_log_ring_full(struct dirty_log *log, size_t index)
 {
     uint64_t start = clock_ns();
-    int r;
+    int r = -EINVAL;
 
     pthread_mutex_lock(&log->lock);
     dirty_count(&log->stats.ring_full, 1);
-    r = harvest(log);
+    if (index < log->ring_count)
+        r = ring_left(log, &log->rings[index], true);
     dirty_count(&log->stats.ring_full_ns, clock_ns() - start);
     pthread_mutex_unlock(&log->lock);
     return r;
+}
+
+int dirty_log_ring_left(struct dirty_log *log, size_t index)
+{
+    int r = 0;
+
+    if (log->config.backend != DIRTY_RING)
+        return 0;
+    pthread_mutex_lock(&log->lock);
+    if (index < log->ring_count && dirty_ring_crowded(&log->rings[index]))
+        r = ring_left(log, &log->rings[index], false);
+    pthread_mutex_unlock(&log->lock);
+    return r;
+}
+
+static bool crowded(struct dirty_log *log)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&log->lock);
+    for (size_t i = 0; i < log->ring_count; i++)
+        any |= dirty_ring_crowded(&log->rings[i]);
+    pthread_mutex_unlock(&log->lock);
+    return any;
 }
 
 /* -- start and stop ----------------------------------------------------------- */
@@ -353,7 +418,7 @@ int dirty_log_snapshot_lock(struct dirty_log *log, const char *name, bool peek, 
     int r;
 
     if (log->config.backend == DIRTY_RING && log->config.ops->kick_vcpus) {
-        r = log->config.ops->kick_vcpus(log->config.opaque);
+        r = log->config.ops->kick_vcpus(log->config.opaque, crowded(log));
         if (r < 0)
             return r;
     }
@@ -427,7 +492,7 @@ static int early_locked(struct dirty_log *log, const struct page_set *only, stru
     page_set_clear(&log->tap);
     if (log->config.backend == DIRTY_RING) {
         /* Pages that were taken and not given back are written without a word. */
-        r = log->rings_taken ? -EAGAIN : dirty_ring_look(log);
+        r = log->rings_taken || log->unprotected ? -EAGAIN : dirty_ring_look(log);
         page_set_merge(into, &log->harvest);
         page_set_clear(&log->harvest);
         /* The entry is still in its ring: the harvest that takes it tells the consumers. */

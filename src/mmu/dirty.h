@@ -48,10 +48,11 @@ struct dirty_ops {
     /* KVM_RESET_DIRTY_RINGS; the number of entries KVM took back (fewer than all: it is called again), or -errno. */
     int (*reset_rings)(void *opaque);
     /*
-     * Ring backend: make every vCPU leave the guest once, so that what the CPU buffers (PML) is in the rings. It may
-     * wait for them: it is called without the lock. NULL where the CPU buffers nothing, as under shadow paging.
+     * Ring backend: make every vCPU leave the guest once, if the CPU buffers pages (PML), so that they are in the rings, or if some
+     * ring is `crowded`, so that its vCPU takes it itself (dirty_log_ring_left). It may wait for them: it is called without the
+     * lock. NULL where it is never wanted.
      */
-    int (*kick_vcpus)(void *opaque);
+    int (*kick_vcpus)(void *opaque, bool crowded);
 };
 
 /* How the bitmap backend protects pages again after a harvest. */
@@ -87,14 +88,16 @@ enum dirty_backend dirty_log_backend(const struct dirty_log *log);
  * -EINVAL (bitmap backend, entries not a power of two), -ENOMEM. */
 int dirty_log_add_ring(struct dirty_log *log, struct kvm_dirty_gfn *ring, uint32_t entries);
 
-/* Entries taken from the index-th ring since it was added, modulo 2^32: what one vCPU wrote. 0 where there is none. */
+/* Entries read from the index-th ring since it was added, modulo 2^32: what one vCPU wrote. 0 where there is none. */
 uint32_t dirty_log_ring_taken(struct dirty_log *log, size_t index);
 
 /*
- * A vCPU left with KVM_EXIT_DIRTY_RING_FULL: take the entries of all rings and give the rings back. vCPU threads. 0, or
- * -errno of KVM: the entries taken are pending, but the vCPU will find its ring full again.
+ * The vCPU of the index-th ring left with KVM_EXIT_DIRTY_RING_FULL: take the entries of all rings and give the rings back. Called by
+ * its thread. 0, or -errno of KVM: the entries taken are pending, but the vCPU will find its ring full again.
  */
-int dirty_log_ring_full(struct dirty_log *log);
+int dirty_log_ring_full(struct dirty_log *log, size_t index);
+/* It left for another reason, and parks or was kicked: take its ring if that is nearly full. As above; no rings: nothing. */
+int dirty_log_ring_left(struct dirty_log *log, size_t index);
 
 enum dirty_start_mode {
     DIRTY_START_CHANGES, /* the first snapshot gives what was written since the start */
@@ -196,6 +199,7 @@ struct dirty_stats {
     uint64_t ring_full; /* exits */
     uint64_t ring_entries;
     uint64_t ring_resets;
+    uint64_t ring_overruns; /* times KVM wrote over entries: all pages were dirty then */
     uint64_t failures; /* harvests that KVM refused or broke off */
     uint64_t consumers; /* at present */
 };

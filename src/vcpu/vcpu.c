@@ -104,6 +104,7 @@ static bool park(struct vcpu *vcpu)
     struct vm *vm = vcpu->vm;
     bool go_on;
 
+    (void)dirty_log_ring_left(vm->dirty, vcpu->index);
     pthread_mutex_lock(&vm->lock);
     vm->parked++;
     vcpu->parked = true;
@@ -213,7 +214,7 @@ static void handle_exit(struct vcpu *vcpu)
         break;
     case KVM_EXIT_DIRTY_RING_FULL:
         count(&vcpu->exits.dirty_ring_full);
-        if (dirty_log_ring_full(vcpu->vm->dirty) < 0)
+        if (dirty_log_ring_full(vcpu->vm->dirty, vcpu->index) < 0)
             internal_error(vcpu, "dirty ring cannot be reset");
         break;
     case KVM_EXIT_SHUTDOWN:
@@ -315,6 +316,8 @@ static void *vcpu_thread(void *arg)
             __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
             if (!atomic_load(&vm->run))
                 go_on = park(vcpu);
+            else
+                (void)dirty_log_ring_left(vm->dirty, vcpu->index);
             continue;
         case EAGAIN:
             /* An application processor was woken by INIT/SIPI. */

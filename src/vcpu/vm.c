@@ -205,11 +205,11 @@ static int dirty_reset_rings(void *opaque)
 }
 
 /* Every vCPU that is inside KVM_RUN leaves it once. It needs no lock for that, so waiting here cannot deadlock. */
-static int dirty_kick_vcpus(void *opaque)
+static int dirty_kick_vcpus(void *opaque, bool crowded)
 {
     struct vm *vm = opaque;
 
-    for (unsigned int i = 0; vm->dirty_buffered && i < vm->cpus; i++) {
+    for (unsigned int i = 0; (vm->dirty_buffered || crowded) && i < vm->cpus; i++) {
         struct vcpu *vcpu = vm->vcpus[i];
         unsigned int entered = atomic_load(&vcpu->entries);
 

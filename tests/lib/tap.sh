@@ -91,17 +91,6 @@ not_ok() {
     [ $# -lt 2 ] || diag "$2"
 }
 
-# known REASON NAME GOT WANTED: as `is`, where it is known that it may fail, and not yet why: told of as a TODO, which fails nothing.
-known() {
-    if [ "$3" = "$4" ]; then
-        ok "$2"
-        return
-    fi
-    tap_count=$((tap_count + 1))
-    printf 'not ok %d - %s # TODO %s\n' "$tap_count" "${2//#/}" "$1"
-    diag "got: $3"
-}
-
 check() {
     local name=$1 output
     shift

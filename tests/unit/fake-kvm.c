@@ -70,9 +70,12 @@ static void push_locked(struct fake_kvm *k, unsigned int vcpu, uint32_t slot, ui
     struct fake_ring *ring = &k->rings[vcpu];
     struct kvm_dirty_gfn *e = &ring->entries[ring->dirty % k->ring_entries];
 
-    assert(__atomic_load_n(&e->flags, __ATOMIC_RELAXED) == 0);
-    e->slot = slot;
-    e->offset = offset;
+    if (ring->dirty - ring->reset >= k->ring_entries)
+        k->overrun = true;
+    else
+        assert(__atomic_load_n(&e->flags, __ATOMIC_RELAXED) == 0);
+    __atomic_store_n(&e->slot, slot, __ATOMIC_RELAXED);
+    __atomic_store_n(&e->offset, offset, __ATOMIC_RELAXED);
     __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
     ring->dirty++;
 }
@@ -84,29 +87,54 @@ void fake_push(struct fake_kvm *k, unsigned int vcpu, uint32_t slot, uint64_t of
     pthread_mutex_unlock(&k->lock);
 }
 
-bool fake_guest_write(struct fake_kvm *k, unsigned int vcpu, pfn_t page)
+/* KVM leaves room for some more. */
+static bool full_locked(const struct fake_kvm *k, unsigned int vcpu)
+{
+    uint32_t room = k->ring_entries / 8 ? k->ring_entries / 8 : 1;
+
+    return k->rings[vcpu].dirty - k->rings[vcpu].reset >= k->ring_entries - room;
+}
+
+bool fake_ring_full(struct fake_kvm *k, unsigned int vcpu)
+{
+    bool full;
+
+    pthread_mutex_lock(&k->lock);
+    full = full_locked(k, vcpu);
+    pthread_mutex_unlock(&k->lock);
+    return full;
+}
+
+static bool guest_write(struct fake_kvm *k, unsigned int vcpu, pfn_t page, bool burst)
 {
     const struct mem_slot *slot = slot_of(k, page);
     bool done = true;
 
     pthread_mutex_lock(&k->lock);
-    if (k->logging[slot->id] && !bitmap_test(k->writable, page)) {
-        struct fake_ring *ring = &k->rings[vcpu];
-
+    if (k->backend == DIRTY_RING && !burst && full_locked(k, vcpu)) {
+        done = false;
+    } else if (k->logging[slot->id] && !bitmap_test(k->writable, page)) {
         if (k->backend == DIRTY_BITMAP)
             bitmap_set_atomic(k->dirty, page);
-        else if (ring->dirty - ring->reset == k->ring_entries)
-            done = false;
         else
             push_locked(k, vcpu, slot->id, page - bytes_to_pages(slot->offset));
-        if (done)
-            bitmap_set(k->writable, page);
+        bitmap_set(k->writable, page);
     }
     /* Under the lock, as if the TLB flush of a protecting ioctl had waited for this store. */
     if (done)
         __atomic_fetch_add(&k->content[page], 1, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&k->lock);
     return done;
+}
+
+bool fake_guest_write(struct fake_kvm *k, unsigned int vcpu, pfn_t page)
+{
+    return guest_write(k, vcpu, page, false);
+}
+
+void fake_guest_burst(struct fake_kvm *k, unsigned int vcpu, pfn_t page)
+{
+    (void)guest_write(k, vcpu, page, true);
 }
 
 void fake_vmm_write(struct fake_kvm *k, pfn_t page)
@@ -216,6 +244,8 @@ static bool reset_one(struct fake_kvm *k, struct fake_ring *ring)
     if (!(__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_RESET))
         return false;
     pthread_mutex_lock(&k->lock);
+    /* Nobody may give back what KVM has not written. */
+    k->misuse += ring->reset == ring->dirty;
     slot = e->slot < count ? &slots[e->slot] : NULL;
     if (slot && e->offset < bytes_to_pages(slot->size)) {
         uint64_t page = bytes_to_pages(slot->offset) + e->offset;
@@ -251,10 +281,11 @@ static int op_reset_rings(void *opaque)
     return (int)done;
 }
 
-static int op_kick(void *opaque)
+static int op_kick(void *opaque, bool crowded)
 {
     struct fake_kvm *k = opaque;
 
+    (void)crowded;
     k->kicks++;
     return k->kick ? k->kick(k->kick_arg) : 0;
 }

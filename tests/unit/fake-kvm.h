@@ -42,6 +42,7 @@ struct fake_kvm {
     unsigned int reset_at_most; /* entries a call takes back, 0: all */
     int (*kick)(void *arg);
     void *kick_arg;
+    bool overrun; /* entries were overwritten */
 
     /* Calls, failed ones among them. */
     uint64_t gets, clears, resets, kicks;
@@ -57,8 +58,12 @@ void fake_destroy(struct fake_kvm *k);
 /* Ring backend: make the rings known to the log. */
 void fake_add_rings(struct fake_kvm *k, struct dirty_log *log);
 
-/* The guest writes to a page; false when the vCPU's ring is full, and the write has not happened. */
+/* The guest writes to a page; false when the vCPU's ring is (nearly) full, and the write has not happened. */
 bool fake_guest_write(struct fake_kvm *k, unsigned int vcpu, pfn_t page);
+/* The same, in the middle of what KVM does without a look at whether the ring is full. */
+void fake_guest_burst(struct fake_kvm *k, unsigned int vcpu, pfn_t page);
+/* Whether KVM would leave the guest at once, as its ring is full. */
+bool fake_ring_full(struct fake_kvm *k, unsigned int vcpu);
 /* The VMM does. */
 void fake_vmm_write(struct fake_kvm *k, pfn_t page);
 

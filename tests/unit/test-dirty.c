@@ -507,12 +507,12 @@ static void test_full_ring_loses_nothing(void **state)
     assert_int_equal(start("a"), 0);
     for (pfn_t p = 0; p < 100; p++) {
         while (!fake_guest_write(&fx.kvm, 0, p * 3))
-            assert_int_equal(dirty_log_ring_full(fx.log), 0);
+            assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
         pages[p] = p * 3;
     }
     expect("a", false, 100, pages);
     dirty_log_stats(fx.log, &st);
-    assert_int_equal(st.ring_full, 6);
+    assert_int_equal(st.ring_full, 7);
     assert_int_equal(st.ring_entries, 100);
     fixture_close();
 }
@@ -520,12 +520,81 @@ static void test_full_ring_loses_nothing(void **state)
 static void test_full_ring_without_consumers(void **state)
 {
     open_ring(4);
-    for (unsigned int i = 0; i < 4; i++)
+    for (unsigned int i = 0; i < 3; i++)
         fake_push(&fx.kvm, 0, 0, i);
-    assert_int_equal(dirty_log_ring_full(fx.log), 0);
-    assert_int_equal(fx.kvm.rings[0].reset, 4);
+    assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
+    assert_int_equal(fx.kvm.rings[0].reset, 3);
     assert_int_equal(start("a"), 0);
     expect("a", false, NO_PAGES);
+    fixture_close();
+}
+
+/*
+ * KVM's shadow MMU overwrites entries, once or many times round the ring: then all pages are dirty, once, and what is written
+ * after that is heard of again, page by page; nor does the vCPU find its ring full for ever.
+ */
+static void test_overrun(void **state)
+{
+    static const uint32_t written[] = {64, 65, 66, 90, 119, 120, 121, 127, 128, 129, 190, 200, 640, 1000, 3000};
+
+    for (size_t i = 0; i < ARRAY_SIZE(written); i++)
+        for (int seen = 0; seen < 3; seen++) {
+            struct dirty_stats st;
+            struct dirty_snapshot s;
+            unsigned int full = 0;
+
+            open_ring(64);
+            assert_int_equal(start("a"), 0);
+            for (pfn_t p = 0; p < written[i]; p++)
+                fake_guest_burst(&fx.kvm, 0, p);
+            /* Others look before the vCPU comes out. */
+            for (int look = 0; look < seen; look++) {
+                assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", look == 0, &s), 0);
+                assert_int_equal(s.pages, 4096);
+                dirty_log_unlock(fx.log);
+            }
+            for (; fake_ring_full(&fx.kvm, 0) && full < 500; full++)
+                assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
+            assert_true(full > 0 && full < 500);
+            assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", false, &s), 0);
+            assert_int_equal(s.pages, 4096);
+            assert_false(s.lost);
+            dirty_log_unlock(fx.log);
+            assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch), 0);
+            for (pfn_t p = 0; p < 100; p++) {
+                while (!fake_guest_write(&fx.kvm, 0, 7 * p))
+                    assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
+                expect("a", false, PAGES(7 * p));
+                assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch + p + 1), 0);
+            }
+            dirty_log_stats(fx.log, &st);
+            assert_int_equal(st.ring_overruns, 1);
+            assert_int_equal(fx.kvm.misuse, 0);
+            fixture_close();
+        }
+}
+
+/* A ring that is nearly full is its vCPU's to take when it leaves KVM; a paused guest's is as good as empty. */
+static void test_crowded_ring(void **state)
+{
+    struct dirty_stats st;
+
+    open_ring(64);
+    assert_int_equal(start("a"), 0);
+    for (pfn_t p = 0; p < 40; p++)
+        guest_writes(p);
+    assert_int_equal(dirty_log_ring_left(fx.log, 0), 0);
+    assert_int_equal(fx.kvm.rings[0].reset, 0);
+    for (pfn_t p = 40; p < 50; p++)
+        guest_writes(p);
+    assert_int_equal(dirty_log_ring_left(fx.log, 0), 0);
+    assert_int_equal(fx.kvm.rings[0].reset, 50);
+    for (pfn_t p = 0; p < 200; p++)
+        fake_guest_burst(&fx.kvm, 0, p);
+    assert_int_equal(dirty_log_ring_left(fx.log, 0), 0);
+    dirty_log_stats(fx.log, &st);
+    assert_int_equal(st.ring_overruns, 1);
+    assert_int_equal(st.ring_full, 0);
     fixture_close();
 }
 
@@ -573,7 +642,7 @@ static void test_reset_that_does_nothing(void **state)
     guest_writes(1);
     assert_int_equal(try_snapshot("a"), -EIO);
     guest_writes(1);
-    assert_int_equal(dirty_log_ring_full(fx.log), -EIO);
+    assert_int_equal(dirty_log_ring_full(fx.log, 0), -EIO);
     ops.reset_rings = fake_ops.reset_rings;
     assert_int_equal(expect("a", false, PAGES(1)), 1);
     fixture_close();
@@ -707,7 +776,7 @@ static void test_impossible_entries(void **state)
 static int kick_that_needs_the_log(void *arg)
 {
     guest_writes(77);
-    return dirty_log_ring_full(arg);
+    return dirty_log_ring_full(arg, 0);
 }
 
 static int kick_that_fails(void *arg)
@@ -781,6 +850,8 @@ int main(void)
         cmocka_unit_test(test_ring_wraps),
         cmocka_unit_test(test_full_ring_loses_nothing),
         cmocka_unit_test(test_full_ring_without_consumers),
+        cmocka_unit_test(test_overrun),
+        cmocka_unit_test(test_crowded_ring),
         cmocka_unit_test(test_failed_reset),
         cmocka_unit_test(test_reset_that_does_nothing),
         cmocka_unit_test(test_reset_in_parts),

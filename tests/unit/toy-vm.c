@@ -228,12 +228,12 @@ static bool may_run(struct toy_vcpu *v)
     return !quit;
 }
 
-static bool ring_full(struct toy_vm *vm)
+static bool ring_full(struct toy_vm *vm, size_t index)
 {
     struct dirty_log *log = __atomic_load_n(&vm->log, __ATOMIC_ACQUIRE);
 
     __atomic_fetch_add(&vm->ring_full, 1, __ATOMIC_RELAXED);
-    return log && dirty_log_ring_full(log) == 0;
+    return log && dirty_log_ring_full(log, index) == 0;
 }
 
 static void *vcpu_thread(void *arg)
@@ -250,7 +250,7 @@ static void *vcpu_thread(void *arg)
             v->rang = true;
             continue;
         }
-        if (r == 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL && ring_full(vm))
+        if (r == 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL && ring_full(vm, v->index))
             continue;
         fprintf(stderr, "# toy vCPU %u ended: r %d errno %d exit %u\n", v->index, r, errno, v->run->exit_reason);
         break;
