@@ -51,6 +51,9 @@ static bool paging_of(const struct tracker_vcpu *v, struct mmu_paging *ret)
 
 static void seen_in_kernel(struct tracker *t, gpa_t cr3, const struct mmu_paging *paging, uint64_t now)
 {
+    /* At its gates a KPTI kernel runs on the user's half, and that is where CR3 is written: where exits are. */
+    if (root_is_kpti_half(t->config.mem, cr3))
+        cr3 &= ~CR3_KPTI_USER;
     root_signature_learn(&t->signature, t->config.mem, cr3, paging);
     if (mirror_root_add(t->mirror, cr3, paging, MMU_ROOT_USER, now) == 0 && !root_has_user_half(t->config.mem, cr3)) {
         t->kernel_cr3 = cr3;

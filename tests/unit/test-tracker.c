@@ -98,7 +98,7 @@ static void store(struct world *w, uint32_t gfn, unsigned int entry, uint64_t va
     pthread_mutex_unlock(&u->lock);
     __atomic_store_n(at, value, __ATOMIC_RELAXED);
     while (!fake_guest_write(&w->kvm, 0, gfn))
-        assert_int_equal(dirty_log_ring_full(w->log), 0);
+        assert_int_equal(dirty_log_ring_full(w->log, 0), 0);
 }
 
 static struct fake_uffd *uffd_of(struct mmu_source *s)
@@ -906,6 +906,19 @@ static void test_kpti(void **state)
     assert_int_equal(census.user, 1);
     assert_int_equal(census.kernel, 1);
     assert_int_equal(census.levels, 4);
+    /* At the kernel's gates it still is what CR3 has, in kernel mode; it teaches nothing, and other roots stay. */
+    vcpu_has(&w, gfn_to_gpa(even + 1), true);
+    pass(&w, 3);
+    assert_true(has_root(&w, KERNEL_ROOT, NULL));
+    assert_true(has_root(&w, even + 1, &kind));
+    assert_int_equal(kind, MMU_ROOT_KPTI);
+    tracker_run(w.tracker, false);
+    tracker_reset(w.tracker);
+    tracker_run(w.tracker, true);
+    pass(&w, 2);
+    vcpu_has(&w, gfn_to_gpa(even + 1), true);
+    pass(&w, 2);
+    assert_true(has_root(&w, even, NULL));
     world_clear(&w);
 }
 
