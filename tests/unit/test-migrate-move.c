@@ -1,5 +1,6 @@
 /*
- * Source and target in one process, over a pretended KVM: a thread that writes to random pages is the guest. It moves over one
+ * Source and target in one process, over a pretended KVM: a thread that writes to random pages is the guest, or where it must not
+ * matter how much time that gets, what it would have written is written in every round. It moves over one
  * channel and over several, is cancelled and cut off at random moments; afterwards it is on exactly one side, and if that is the
  * target's no byte of memory differs.
  */
@@ -29,6 +30,8 @@
 #define MEMORY (8 * MiB)
 #define PAGES (MEMORY / GUEST_PAGE_SIZE)
 #define HOT_PAGES 16u
+/* Pages a second, more than the slow tests' channels take: 32 MiB. */
+#define FAST_WRITER 8192u
 #define WAIT_NS (60 * NSEC_PER_SEC)
 
 struct world {
@@ -42,7 +45,10 @@ struct world {
     atomic_bool end;
     sem_t running;           /* held by the guest while it writes; whoever stops it has it */
     bool stopped;            /* main or coordinator, one at a time */
-    uint64_t writes;
+    struct rng writer;    /* under `running` */
+    uint64_t writes;      /* as well */
+    uint64_t rate;        /* pages a second, written in every round; 0: the thread writes */
+    uint64_t written_ns;  /* the round before */
 
     atomic_bool ran, given;
     bool refuse, bad_state;
@@ -54,33 +60,46 @@ struct world {
     struct mig_target *target;
 };
 
+/* Under `running`. */
+static void guest_writes(struct world *w, pfn_t page)
+{
+    uint8_t *p = mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
+
+    /* Some become zero again. As for a write of the VMM the bytes come first, and then the note. */
+    if (rng_below(&w->writer, 8) == 0)
+        memset(p, 0, GUEST_PAGE_SIZE);
+    else
+        __atomic_store_n((uint64_t *)p + rng_below(&w->writer, 512), rng_next(&w->writer), __ATOMIC_RELAXED);
+    mem_mark_dirty(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
+    w->writes++;
+}
+
 static void *guest_thread(void *arg)
 {
     struct world *w = arg;
-    struct rng rng;
 
-    rng = rng_seeded(99);
     while (!atomic_load(&w->end)) {
         sem_wait(&w->running);
-        for (int i = 0; i < 8 && !atomic_load(&w->end); i++) {
-            pfn_t page = rng_below(&rng, 4) ? rng_below(&rng, HOT_PAGES) : rng_below(&rng, PAGES);
-            uint8_t *p = mem_ptr(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
-
-            /* Some become zero again. As for a write of the VMM the bytes come first, and then the note. */
-            if (rng_below(&rng, 8) == 0)
-                memset(p, 0, GUEST_PAGE_SIZE);
-            else
-                __atomic_store_n((uint64_t *)p + rng_below(&rng, 512), rng_next(&rng), __ATOMIC_RELAXED);
-            mem_mark_dirty(w->from, page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
-            w->writes++;
-        }
+        for (int i = 0; i < 8 && !atomic_load(&w->end); i++)
+            guest_writes(w, rng_below(&w->writer, rng_below(&w->writer, 4) ? HOT_PAGES : PAGES));
         sem_post(&w->running);
-        /* One whose time is taken writes nothing but once in a while. */
-        for (int i = 0; atomic_load(&w->throttle) >= 40 && i < 50 && !atomic_load(&w->end); i++)
-            usleep(1000);
         sched_yield();
     }
     return NULL;
+}
+
+/* One whose time is taken writes little. The page table, the first page, is always among it. */
+static void write_a_round(struct world *w)
+{
+    uint64_t now = clock_ns(), pages = MIN((now - w->written_ns) * w->rate / NSEC_PER_SEC, PAGES);
+
+    if (sem_trywait(&w->running) < 0)
+        return;
+    guest_writes(w, 0);
+    for (uint64_t i = 1; i < (atomic_load(&w->throttle) >= 40 ? 2 : pages); i++)
+        guest_writes(w, rng_below(&w->writer, PAGES));
+    w->written_ns = now;
+    sem_post(&w->running);
 }
 
 /* -- the source's side -- */
@@ -128,6 +147,8 @@ static void on_source_changed(void *opaque, bool round)
     struct world *w = opaque;
     struct mig_report r;
 
+    if (round && w->rate)
+        write_a_round(w);
     if (!__atomic_load_n(&w->source, __ATOMIC_ACQUIRE))
         return;
     mig_source_report(w->source, &r);
@@ -215,7 +236,10 @@ static const struct mig_target_ops target_ops = {on_compare, on_adopt, on_load, 
 
 /* -- the world -- */
 
-static void world_new(struct world *w, uint64_t seed)
+/* The one there is: a test that fails does not come to its end. */
+static struct world *alive;
+
+static void world_new(struct world *w, uint64_t seed, uint64_t rate)
 {
     struct mem_config mem_config = {.size = MEMORY};
     struct dirty_config config = {.backend = DIRTY_BITMAP, .ops = &fake_ops, .opaque = &w->kvm};
@@ -223,6 +247,9 @@ static void world_new(struct world *w, uint64_t seed)
 
     memset(w, 0, sizeof(*w));
     w->rng = rng_seeded(seed);
+    w->writer = rng_seeded(99);
+    w->rate = rate;
+    w->written_ns = clock_ns();
     sem_init(&w->running, 0, 1);
     assert_int_equal(mem_new(&mem_config, &w->from), 0);
     assert_int_equal(mem_new(&mem_config, &w->to), 0);
@@ -236,7 +263,9 @@ static void world_new(struct world *w, uint64_t seed)
     snprintf(w->uri, sizeof(w->uri), "unix:%s", w->path);
     if (mig_target_start(w->to, w->uri, NULL, &target_ops, w, &w->target, &err) < 0)
         fail_msg("%s", err.text);
-    assert_int_equal(pthread_create(&w->guest, NULL, guest_thread, w), 0);
+    if (!rate)
+        assert_int_equal(pthread_create(&w->guest, NULL, guest_thread, w), 0);
+    alive = w;
 }
 
 static void world_free(struct world *w)
@@ -246,12 +275,21 @@ static void world_free(struct world *w)
     mig_target_free(w->target);
     /* Whether it stands still or not: it looks at `end` next. */
     sem_post(&w->running);
-    pthread_join(w->guest, NULL);
+    if (!w->rate)
+        pthread_join(w->guest, NULL);
     dirty_log_free(w->dirty);
     fake_destroy(&w->kvm);
     mem_free(w->from);
     mem_free(w->to);
     unlink(w->path);
+    alive = NULL;
+}
+
+static int end_world(void **state)
+{
+    if (alive)
+        world_free(alive);
+    return 0;
 }
 
 static void start_with(struct world *w, const struct mig_parameters *parameters, bool local)
@@ -308,10 +346,10 @@ static void test_moves(void **state)
     static const unsigned int channels[] = {1, 2, 3, 16};
 
     for (size_t i = 0; i < ARRAY_SIZE(channels); i++) {
-        struct world w;
+        static struct world w;
         struct mig_report r;
 
-        world_new(&w, 7 + i);
+        world_new(&w, 7 + i, 0);
         start(&w, channels[i], false);
         r = wait_source(&w);
         if (r.status != MIG_STATUS_COMPLETED)
@@ -330,9 +368,9 @@ static void test_packed(void **state)
     struct mig_parameters p = {
         .downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = 2, .strategy = MIG_STRATEGY_STOP, .zstd_level = 1};
     struct mig_report r;
-    struct world w;
+    static struct world w;
 
-    world_new(&w, 7);
+    world_new(&w, 7, 0);
     start_with(&w, &p, false);
     r = wait_source(&w);
     if (r.status != MIG_STATUS_COMPLETED)
@@ -346,10 +384,10 @@ static void test_packed(void **state)
 
 static void test_local(void **state)
 {
-    struct world w;
+    static struct world w;
     struct mig_report r;
 
-    world_new(&w, 3);
+    world_new(&w, 3, 0);
     start(&w, 4, true);
     r = wait_source(&w);
     if (r.status != MIG_STATUS_COMPLETED)
@@ -364,10 +402,10 @@ static void test_local(void **state)
 
 static void test_refused(void **state)
 {
-    struct world w;
+    static struct world w;
     struct mig_report r;
 
-    world_new(&w, 3);
+    world_new(&w, 3, 0);
     w.refuse = true;
     start(&w, 1, false);
     r = wait_source(&w);
@@ -379,10 +417,10 @@ static void test_refused(void **state)
 
 static void test_state_cannot_be_loaded(void **state)
 {
-    struct world w;
+    static struct world w;
     struct mig_report r;
 
-    world_new(&w, 3);
+    world_new(&w, 3, 0);
     w.bad_state = true;
     start(&w, 2, false);
     r = wait_source(&w);
@@ -407,10 +445,9 @@ static void start_slow(struct world *w, uint64_t bandwidth, enum mig_strategy st
 static void test_gives_up_and_says_who(void **state)
 {
     struct mig_report r;
-    struct world w;
+    static struct world w;
 
-    world_new(&w, 5);
-    /* So slow that no guest thread is, however little time it gets. */
+    world_new(&w, 5, FAST_WRITER);
     start_slow(&w, 4 * MiB, MIG_STRATEGY_CANCEL, 0);
     r = wait_source(&w);
     assert_int_equal(r.status, MIG_STATUS_FAILED);
@@ -426,9 +463,9 @@ static void test_gives_up_and_says_who(void **state)
 static void test_throttled_until_it_converges(void **state)
 {
     struct mig_report r;
-    struct world w;
+    static struct world w;
 
-    world_new(&w, 5);
+    world_new(&w, 5, FAST_WRITER);
     start_slow(&w, 8 * MiB, MIG_STRATEGY_THROTTLE, 0);
     r = wait_source(&w);
     if (r.status != MIG_STATUS_COMPLETED)
@@ -444,9 +481,9 @@ static void test_throttled_until_it_converges(void **state)
 static void test_throttled_no_more_than_allowed(void **state)
 {
     struct mig_report r;
-    struct world w;
+    static struct world w;
 
-    world_new(&w, 5);
+    world_new(&w, 5, FAST_WRITER);
     start_slow(&w, 4 * MiB, MIG_STRATEGY_THROTTLE, 25);
     r = wait_source(&w);
     assert_int_equal(r.status, MIG_STATUS_FAILED);
@@ -461,9 +498,9 @@ static void test_throttled_no_more_than_allowed(void **state)
 static void test_tables_are_held_back(void **state)
 {
     struct mig_report r;
-    struct world w;
+    static struct world w;
 
-    world_new(&w, 5);
+    world_new(&w, 5, FAST_WRITER);
     atomic_store(&w.sees_tables, true);
     start_slow(&w, 8 * MiB, MIG_STRATEGY_STOP, 0);
     r = wait_source(&w);
@@ -486,10 +523,10 @@ static void test_ends_at_random(void **state)
     rng = rng_seeded(seed);
     for (unsigned int i = 0; i < rounds; i++) {
         uint64_t when;
-        struct world w;
+        static struct world w;
         struct mig_report r;
 
-        world_new(&w, rng_next(&rng));
+        world_new(&w, rng_next(&rng), 0);
         when = clock_ns() + rng_below(&rng, 20 * NSEC_PER_MSEC);
         start(&w, 1 + (unsigned int)rng_below(&rng, 3), false);
         while (clock_ns() < when)
@@ -523,16 +560,16 @@ static void test_ends_at_random(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_moves),
-        cmocka_unit_test(test_packed),
-        cmocka_unit_test(test_local),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_state_cannot_be_loaded),
-        cmocka_unit_test(test_gives_up_and_says_who),
-        cmocka_unit_test(test_throttled_until_it_converges),
-        cmocka_unit_test(test_throttled_no_more_than_allowed),
-        cmocka_unit_test(test_tables_are_held_back),
-        cmocka_unit_test(test_ends_at_random),
+        cmocka_unit_test_teardown(test_moves, end_world),
+        cmocka_unit_test_teardown(test_packed, end_world),
+        cmocka_unit_test_teardown(test_local, end_world),
+        cmocka_unit_test_teardown(test_refused, end_world),
+        cmocka_unit_test_teardown(test_state_cannot_be_loaded, end_world),
+        cmocka_unit_test_teardown(test_gives_up_and_says_who, end_world),
+        cmocka_unit_test_teardown(test_throttled_until_it_converges, end_world),
+        cmocka_unit_test_teardown(test_throttled_no_more_than_allowed, end_world),
+        cmocka_unit_test_teardown(test_tables_are_held_back, end_world),
+        cmocka_unit_test_teardown(test_ends_at_random, end_world),
     };
 
     log_init("test-migrate-move", NULL);

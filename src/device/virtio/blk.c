@@ -102,12 +102,17 @@ static void put_request(struct vblk *b, struct vblk_request *req)
     b->free = req;
 }
 
+static void put_status(struct virtq *q, const struct vblk_request *req, uint8_t status)
+{
+    *req->status = status;
+    mem_mark_dirty_ptr(q->mem, req->status, 1);
+}
+
 static void answer(struct vblk *b, struct vblk_request *req, uint8_t status, uint32_t written)
 {
     struct virtq *q = req->queue;
 
-    *req->status = status;
-    mem_mark_dirty_ptr(q->mem, req->status, 1);
+    put_status(q, req, status);
     virtq_push(q, req->chain.head, written + 1);
     put_request(b, req);
 }
