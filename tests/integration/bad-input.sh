@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # What a person can get wrong when starting a VM: one clear line, the right exit status, nothing left in the runtime directory.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # calc-dirty-rate: every mode sees a guest that writes, and none sees one that is stopped.
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1

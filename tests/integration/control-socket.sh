@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # What clients of the control socket get wrong reaches neither the guest nor another client, and everything that is asked
 # of a running guest is answered while it runs.
 set -u

@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # How umbrad ends when it is told to at a bad moment, and that it goes on where its host fails it: SIGTERM while it starts, while a
 # guest comes, goes or is written to disk; a runtime directory that cannot be written to; a log that nobody takes; a client that may
 # only look.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # The metrics socket of a running VM: pages that promtool takes, counters that move, clients that do not play along.
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # A migration that goes wrong at any point: the guest runs on one side or on none, never on both; a source that was not told to
 # let go goes on with its guest and can try again; the reason is told.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1

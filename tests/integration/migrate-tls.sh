@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # With certificates a guest moves encrypted, between hosts of one authority only; whoever has none, an expired one, that of another
 # host or authority, or speaks no TLS, is turned away, and the guest stays where it is.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1

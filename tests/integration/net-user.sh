@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # User-mode network: passt is started as somebody without rights, ends with umbrad however that dies, and its own end is a link that
 # is down; one that runs is connected to; what cannot be had is refused with the reason.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1

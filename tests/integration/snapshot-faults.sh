@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # Snapshots that fail: killed daemons, full disks, cancelled ones; and snapshots that are not what they were.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # vmctl against umbrad itself: every command once, with a guest that works meanwhile.
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
