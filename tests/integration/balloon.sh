@@ -29,7 +29,7 @@ tell() { # COMMAND: what it prints on one line, in $told
     vm_expect em '^umbra-guest: exit 0' 30
 }
 
-vm_start_serving em "umbra.modules=$modules" --memory 256M --rng on,rate=64K --balloon on,free-page-reporting \
+vm_start_serving em "umbra.modules=$modules" --memory 256M --rng on,rate=8K --balloon on,free-page-reporting \
     --virtio-console socket
 pid=$vm_pid
 ok "a guest with all of them is up"

@@ -85,12 +85,11 @@ static void test_rate(void **state)
 {
     struct vrng_counters counters;
 
-    /* 100 bytes each 100 ms. */
+    /* 100 bytes each 100 ms. Answers are whole: the second owes 28 to the next period. */
     start(1000);
     small_offer(&s, 0, 0, DATA, 64, WRITE);
-    assert_int_equal(small_last(&s, 0).len, 64);
     small_offer(&s, 0, 0, DATA, 64, WRITE);
-    assert_int_equal(small_last(&s, 0).len, 36);
+    assert_int_equal(small_last(&s, 0).len, 64);
     small_offer(&s, 0, 0, DATA, 64, WRITE);
     small_offer(&s, 0, 1, DATA, 64, WRITE);
     assert_int_equal(vd_used_idx(&s.d[0]), 2);
@@ -100,14 +99,47 @@ static void test_rate(void **state)
     s.f.mono_ns += 1 * NSEC_PER_MSEC;
     vb_kick(&s.f, 0);
     assert_int_equal(vd_used_idx(&s.d[0]), 4);
-    assert_int_equal(small_last(&s, 0).len, 36);
+    assert_int_equal(small_last(&s, 0).len, 64);
     vrng_counters(s.dev, &counters);
-    assert_int_equal(counters.bytes, 200);
+    assert_int_equal(counters.bytes, 256);
     assert_true(counters.waits >= 2);
-    /* What was not used does not add up. */
+    /* What was not used does not add up. 400 bytes of 500 are owed: none for four periods. */
     s.f.mono_ns += 10 * NSEC_PER_SEC;
-    small_offer(&s, 0, 0, DATA, 200, WRITE);
-    assert_int_equal(small_last(&s, 0).len, 100);
+    small_offer(&s, 0, 0, DATA, 500, WRITE);
+    assert_int_equal(small_last(&s, 0).len, 500);
+    small_offer(&s, 0, 0, DATA, 1, WRITE);
+    for (unsigned int i = 0; i < 4; i++) {
+        s.f.mono_ns += 100 * NSEC_PER_MSEC;
+        vb_kick(&s.f, 0);
+        assert_int_equal(vd_used_idx(&s.d[0]), 5);
+    }
+    s.f.mono_ns += 100 * NSEC_PER_MSEC;
+    vb_kick(&s.f, 0);
+    assert_int_equal(vd_used_idx(&s.d[0]), 6);
+}
+
+/* Over time a driver that asks without end gets what the rate says, whatever the size of its requests. */
+static void test_rate_holds(void **state)
+{
+    static const unsigned int sizes[] = {1, 7, 64, 99, 100, 101, 1000, 5000};
+
+    for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+        struct vrng_counters counters;
+
+        start(1000);
+        for (unsigned int offered = 0, ms = 0; ms < 60000; ms += 50) {
+            vb_kick(&s.f, 0);
+            while (offered == vd_used_idx(&s.d[0])) {
+                small_offer(&s, 0, 0, DATA, sizes[i], WRITE);
+                offered++;
+            }
+            s.f.mono_ns += 50 * NSEC_PER_MSEC;
+        }
+        vrng_counters(s.dev, &counters);
+        assert_in_range(counters.bytes, 59000, 61000 + sizes[i]);
+        teardown(state);
+    }
+    start(0);
 }
 
 /* The timer lets a request go on that waits, and only then is there one. */
@@ -124,7 +156,7 @@ static void test_timer(void **state)
     small_start(&s, 1, 0);
     small_offer(&s, 0, 0, DATA, 90, WRITE);
     event_base_loop(events, EVLOOP_NONBLOCK);
-    /* The rest of this period, then nothing: the second waits (or a new period has begun already, then the third does). */
+    /* It owes 190: the second waits (or a new period has begun already, then the third does). */
     small_offer(&s, 0, 0, DATA, 200, WRITE);
     small_offer(&s, 0, 1, DATA, 200, WRITE);
     small_offer(&s, 0, 2, DATA, 200, WRITE);
@@ -179,7 +211,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_bytes, teardown),     cmocka_unit_test_teardown(test_large_request, teardown),
-        cmocka_unit_test_teardown(test_rate, teardown),      cmocka_unit_test_teardown(test_timer, teardown),
+        cmocka_unit_test_teardown(test_rate, teardown),      cmocka_unit_test_teardown(test_rate_holds, teardown),
+        cmocka_unit_test_teardown(test_timer, teardown),
         cmocka_unit_test_teardown(test_malformed, teardown), cmocka_unit_test_teardown(test_state, teardown),
     };
 
