@@ -55,6 +55,7 @@ struct tracker {
     /* Roots. */
     struct root_signature signature;
     uint64_t scanned_signature; /* signature.learned at the last scan that looked at all pages */
+    unsigned int strange; /* sightings in a row of a kernel that looks different */
     uint64_t vcpu_seq[TRACKER_MAX_VCPUS];
     uint64_t asked_ns, kicked_ns; /* when vCPUs were last asked for a look, and kicked for it */
     gpa_t kernel_cr3; /* the last root without a user half seen in kernel mode */

@@ -23,6 +23,8 @@
 #define CR3_KPTI_USER GUEST_PAGE_SIZE
 
 #define KICK_INTERVAL_NS (4 * NSEC_PER_SEC)
+/* Sightings in a row of a kernel that looks different, before it is one. */
+#define STRANGE_MAX 4u
 /* A freed root keeps its kernel half: it goes when it was not seen for so long. */
 #define RETIRE_NS NSEC_PER_SEC
 /* Pages looked at before others get the lock, and in one tick. */
@@ -49,11 +51,32 @@ static bool paging_of(const struct tracker_vcpu *v, struct mmu_paging *ret)
 
 /* -- what vCPUs have in CR3 ---------------------------------------------------------------------------------------------- */
 
+/*
+ * Whether what the kernel has in CR3 is to be believed. What a vCPU had some milliseconds ago may be a page of somebody else's by now,
+ * and to believe that would throw out every root there is. So where several look as the kernel was known to, one that does not
+ * is only believed when nothing else is seen (another kernel runs: kexec).
+ */
+static bool believable(struct tracker *t, gpa_t cr3)
+{
+    struct mmu_root root;
+    unsigned int as_known = 0;
+
+    if (!t->signature.known || root_signature_fits(&t->signature, t->config.mem, cr3)) {
+        t->strange = 0;
+        return true;
+    }
+    for (uint32_t cursor = 0; as_known < 2 && mirror_root_next(t->mirror, &cursor, &root);)
+        as_known += root.paging.levels >= 4 && root_signature_fits(&t->signature, t->config.mem, root.cr3);
+    return as_known < 2 || ++t->strange >= STRANGE_MAX;
+}
+
 static void seen_in_kernel(struct tracker *t, gpa_t cr3, const struct mmu_paging *paging, uint64_t now)
 {
     /* At its gates a KPTI kernel runs on the user's half, and that is where CR3 is written: where exits are. */
     if (root_is_kpti_half(t->config.mem, cr3))
         cr3 &= ~CR3_KPTI_USER;
+    if (!believable(t, cr3))
+        return;
     root_signature_learn(&t->signature, t->config.mem, cr3, paging);
     if (mirror_root_add(t->mirror, cr3, paging, MMU_ROOT_USER, now) == 0 && !root_has_user_half(t->config.mem, cr3)) {
         t->kernel_cr3 = cr3;
@@ -73,8 +96,10 @@ static void seen_in_user(struct tracker *t, gpa_t cr3, const struct mmu_paging *
         root_signature_learn(&t->signature, t->config.mem, root_is_kpti_half(t->config.mem, cr3) ? partner : cr3, paging);
     if (partner != cr3)
         (void)mirror_root_seen(t->mirror, partner, paging, now);
-    if (mirror_root_seen(t->mirror, cr3, paging, now) == 0)
+    if (mirror_root_seen(t->mirror, cr3, paging, now) == 0) {
+        t->strange = 0;
         return;
+    }
     /* A KPTI half has another kernel half, and is found beside its partner. */
     if (!t->signature.known || root_signature_fits(&t->signature, t->config.mem, cr3))
         (void)mirror_root_add(t->mirror, cr3, paging, MMU_ROOT_USER, now);
@@ -221,6 +246,7 @@ void roots_forget(struct tracker *t)
     t->signature = (struct root_signature){.known = false};
     t->scanned_signature = 0;
     t->kernel_cr3 = 0;
+    t->strange = 0;
     t->scanning = false;
     t->asked_ns = t->kicked_ns = t->scan_ns = 0;
     /* What was noted before is of the life that is over. */

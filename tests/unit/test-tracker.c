@@ -919,6 +919,22 @@ static void test_kpti(void **state)
     vcpu_has(&w, gfn_to_gpa(even + 1), true);
     pass(&w, 2);
     assert_true(has_root(&w, even, NULL));
+    vcpu_has(&w, gfn_to_gpa(KERNEL_ROOT), true);
+    pass(&w, 1);
+    /* It was there some time ago; by now the process has ended, and half of its tables is still to be seen. */
+    store(&w, even, 0, 0);
+    store(&w, even + 1, 0, 0);
+    vcpu_has(&w, gfn_to_gpa(even + 1), true);
+    pass(&w, 1);
+    assert_true(has_root(&w, KERNEL_ROOT, NULL));
+    /* But where nothing else is seen any more, another kernel runs. */
+    store(&w, 1500, 511, gfn_to_gpa(1501) | 0x63);
+    for (unsigned int i = 0; i < 8; i++) {
+        vcpu_has(&w, gfn_to_gpa(1500), true);
+        pass(&w, 1);
+    }
+    assert_true(has_root(&w, 1500, NULL));
+    assert_false(has_root(&w, KERNEL_ROOT, NULL));
     world_clear(&w);
 }
 
