@@ -12,7 +12,7 @@
 # writes can be made anew in another guest.
 for backend in bitmap ring; do
     dirtier_start live-$backend --memory 64M --dirty-log $backend
-    vm_ask live-$backend "set pattern=random seed=7 rate=500" '^ok' 20
+    vm_ask live-$backend "set pattern=random seed=7 rate=100" '^ok' 20
     for s in full diff; do
         vm_ask live-$backend count '^count writes=[1-9]' 20
         check "$backend: $s snapshot of a guest that writes" \
