@@ -175,7 +175,7 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(KVM_SET_TSS_ADDR, M, "a second VM, for a reset"),
     IOCTL(KVM_SET_IDENTITY_MAP_ADDR, M, "a second VM, for a reset"),
     IOCTL(KVM_SET_CPUID2, M | X, "a second VM, for a reset; state of a vCPU"),
-    IOCTL(KVM_ENABLE_CAP, M, "a second VM, for a reset"),
+    IOCTL(KVM_ENABLE_CAP, M, "a second VM, for a reset and for query-host"),
     IOCTL(KVM_GET_STATS_FD, M, "KVM's statistics"),
     IOCTL(KVM_GET_CPUID2, M | X, "state of a vCPU"),
     IOCTL(KVM_GET_MSRS, M | X, "state of a vCPU"),

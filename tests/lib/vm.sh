@@ -124,6 +124,14 @@ qmp() {
     "$VMCTL" --runtime-dir "$run" -o json qmp "$1" "$request"
 }
 
+# vm_quit NAME...: end VMs that the test is through with; many that run at once make the rig slow.
+vm_quit() {
+    local name
+    for name; do
+        qmp "$name" quit >/dev/null || bail "$name does not quit"
+    done
+}
+
 vm_status() {
     qmp "$1" query-status | jq -r .status
 }

@@ -9,6 +9,8 @@
 STOP_GRACE=20
 # How long the machine may take from its start to its first script, or from one script to the next.
 BETWEEN_SCRIPTS=180
+# A machine with a script to run that has shown no sign of life for so long hangs.
+SILENCE_MAX=120
 
 machine_init() {
     qemu_pid='' tail_pid='' outcome='' running='' running_index=''
@@ -39,7 +41,7 @@ output_size() {
 
 qemu_command() {
     local mode=$1
-    local append="console=ttyS0 panic=-1 mitigations=off quiet tsc=reliable nowatchdog"
+    local append="console=ttyS0 panic=-1 mitigations=off quiet tsc=reliable nowatchdog unknown_nmi_panic"
     qemu=(qemu-system-x86_64 -name umbra-rig -machine pc -cpu max -m "$memory" -smp "$smp" -nodefaults -no-user-config
         -display none -no-reboot -accel "tcg,thread=$mode")
     if [ -n "$icount" ]; then
@@ -50,7 +52,8 @@ qemu_command() {
     qemu+=(-kernel "$kernel" -initrd "$work/initrd" -append "$append" -serial "file:$work/console"
         -monitor "unix:$work/monitor,server=on,wait=off" -device virtio-serial-pci
         -chardev "stdio,id=control,signal=off" -device "virtserialport,chardev=control,name=rig.ctl"
-        -chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out")
+        -chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out"
+        -chardev "file,id=alive,path=$work/alive,append=on" -device "virtserialport,chardev=alive,name=rig.alive")
 }
 
 # machine_run MODE: run the scripts that are left on a machine with TCG's thread=MODE. Sets $outcome: done, timeout,
@@ -62,6 +65,8 @@ machine_run() {
     qemu_command "$1"
     : >"$work/console"
     : >"$work/output"
+    : >"$work/alive"
+    heard='' silent_since=$SECONDS
     "${qemu[@]}" <"$work/commands" >"$work/control" 2>"$work/qemu-errors" 7>&- &
     qemu_pid=$!
     start_output
@@ -98,10 +103,26 @@ end_qemu() {
     fi
 }
 
+# Whether the machine has gone silent.
+is_silent() {
+    local now
+    [ -z "$icount" ] || return 1
+    now=$(stat -c %s "$work/alive")
+    if [ -z "$running" ] || [ "$now" != "$heard" ]; then
+        heard=$now silent_since=$SECONDS
+    fi
+    [ $((SECONDS - silent_since)) -ge "$SILENCE_MAX" ]
+}
+
 # Read the control port to its end, to `done` or to the time limit.
 follow() {
     local line left status
     while :; do
+        if [ -z "$outcome" ] && is_silent; then
+            outcome=hung
+            show_cpus
+            return
+        fi
         left=$((deadline - SECONDS))
         if [ "$left" -le 0 ]; then
             [ "$outcome" != timeout ] || return 0
@@ -113,6 +134,7 @@ follow() {
             continue
         fi
         [ -n "$outcome" ] || [ $((step_deadline - SECONDS)) -ge "$left" ] || left=$((step_deadline - SECONDS))
+        [ "$left" -le 10 ] || left=10
         IFS= read -r -t "$left" line <&6
         status=$?
         if [ "$status" -eq 0 ]; then
@@ -196,6 +218,8 @@ machine_run_all() { # MODE
         hung)
             note "the machine crashed, or does not answer any more${running:+, while $running ran}"
             show_console
+            # Code that the kernel patches while another CPU runs it may stay as it was, in QEMU 7.2 with thread=multi.
+            mode=single
             if [ "$hung" = "${running_index:-start}" ] && [ -z "$running" ]; then
                 outcome=broken reason="the machine does not get to a script"
                 return
@@ -224,7 +248,7 @@ repack_scripts() {
     pack "$work/again" "$work/again.cpio" -R 0:0 && cat "$work/again.cpio" >>"$work/initrd"
 }
 
-# Where the machine's CPUs are, asked twice: in a loop, waiting, or stopped.
+# Where the machine's CPUs are, asked twice: in a loop, waiting, or stopped. It does not live through this.
 show_cpus() {
     local n
     for n in 1 2; do
@@ -233,11 +257,13 @@ show_cpus() {
             grep -aoE '^\* CPU.*|^  CPU.*|CPU#[0-9]+|RIP=[0-9a-f]+ RFL=[0-9a-f]+ [^ ]+|CPL=[0-9]|HLT=[0-9]|CR3=[0-9a-f]+' | tr '\n' ' ' >&2
         echo >&2
     done
+    # The kernel panics and says on its console where it was.
+    { echo nmi && sleep 3; } | socat -t 1 - "UNIX-CONNECT:$work/monitor" >/dev/null 2>&1
 }
 
 show_console() {
     note "the last lines of the machine's console:"
-    tr -d '\r' <"$work/console" | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g' | tail -n 15 >&2
+    tr -d '\r' <"$work/console" | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g' | tail -n 60 >&2
 }
 
 # Say what the scripts' statuses come to: the first that is neither 0 nor 77, else 77 if nothing but that was seen, else 0.

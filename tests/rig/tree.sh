@@ -122,13 +122,13 @@ add_extras() {
 
 write_environment() {
     local variable value
-    local variables=(UMBRA_RIG=1 UMBRA_NPT="$npt" UMBRA_RESULTS=/umbra/results UMBRA_SRC=/umbra/src
+    local variables=(UMBRA_RIG=1 UMBRA_RIG_ICOUNT="$icount" UMBRA_NPT="$npt" UMBRA_RESULTS=/umbra/results UMBRA_SRC=/umbra/src
         UMBRA_BUILD=/umbra/build UMBRA_GUESTS=/umbra/build/tests/guests UMBRA_KERNEL=/umbra/guest/vmlinuz
         UMBRA_INITRD=/umbra/guest/initrd.cpio)
     [ ! -e "$tree/umbra/build/src/daemon/umbrad" ] || variables+=(UMBRAD=/umbra/build/src/daemon/umbrad)
     [ ! -e "$tree/umbra/build/src/ctl/vmctl" ] || variables+=(VMCTL=/umbra/build/src/ctl/vmctl)
     for variable in "${variables[@]}" "${environment[@]}"; do
-value=${variable#*=}
+        value=${variable#*=}
         printf "export %s='%s'\n" "${variable%%=*}" "${value//\'/\'\\\'\'}"
     done
 }
