@@ -54,6 +54,7 @@ qemu_command() {
         -chardev "stdio,id=control,signal=off" -device "virtserialport,chardev=control,name=rig.ctl"
         -chardev "file,id=output,path=$work/output,append=on" -device "virtserialport,chardev=output,name=rig.out"
         -chardev "file,id=alive,path=$work/alive,append=on" -device "virtserialport,chardev=alive,name=rig.alive")
+    [ -z "$disk" ] || qemu+=(-drive "file=$disk,format=raw,if=virtio,snapshot=on")
 }
 
 # machine_run MODE: run the scripts that are left on a machine with TCG's thread=MODE. Sets $outcome: done, timeout,
