@@ -5,16 +5,14 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 #include "ctl/table.h"
 
 static const char *size_of(const json_t *o, const char *key, char *buf, size_t len)
 {
-    uint64_t v = 0;
-
-    json_get_u64(o, key, &v);
-    return size_format(v, buf, len);
+    return size_format(answer_u64(o, key), buf, len);
 }
 
 static void print_stats(const json_t *balloon)

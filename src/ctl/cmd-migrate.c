@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/dirty-client.h"
 #include "ctl/format.h"
@@ -24,21 +25,6 @@
 #define PLAN_WHO 3
 /* What a switchover takes without pages. */
 #define PLAN_OVERHEAD_MS 2.0
-
-static uint64_t number(const json_t *o, const char *key)
-{
-    uint64_t v = 0;
-
-    json_get_u64(o, key, &v);
-    return v;
-}
-
-static uint64_t number_in(const json_t *o, const char *member, const char *key)
-{
-    json_t *inner = NULL;
-
-    return json_get_obj(o, member, &inner) == 0 ? number(inner, key) : 0;
-}
 
 static const char *status_of(const json_t *report)
 {
@@ -120,35 +106,36 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
 
 static void show(const struct ctl *ctl, const json_t *report)
 {
-    uint64_t total = number_in(report, "ram", "total"), remaining = number_in(report, "ram", "remaining");
+    const json_t *ram = answer_obj(report, "ram");
+    uint64_t total = answer_u64(ram, "total"), remaining = answer_u64(ram, "remaining");
     char rate[FMT_MAX], left[FMT_MAX], expected[320] = "";
     const char *who = NULL;
     uint64_t throttle;
     size_t at;
-    json_t *forecast = NULL, *ram = NULL, *v;
+    json_t *forecast = NULL, *v;
     bool converges = true;
     double mbps = 0;
 
-    if (json_get_obj(report, "ram", &ram) == 0 && json_object_object_get_ex(ram, "mbps", &v))
+    if (ram && json_object_object_get_ex(ram, "mbps", &v))
         mbps = json_object_get_double(v);
     if (json_get_obj(report, "forecast", &forecast) == 0) {
         json_get_bool(forecast, "converges", &converges);
         snprintf(expected, sizeof(expected), converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
-                 (unsigned long long)number(forecast, "downtime"));
+                 (unsigned long long)answer_u64(forecast, "downtime"));
         if (!converges && json_get_str(forecast, "who", &who) == 0) {
             at = strlen(expected);
             snprintf(expected + at, sizeof(expected) - at, ", written by %.120s", who);
         }
     }
-    throttle = number(report, "cpu-throttle-percentage");
+    throttle = answer_u64(report, "cpu-throttle-percentage");
     if (throttle) {
         at = strlen(expected);
         snprintf(expected + at, sizeof(expected) - at, ", %llu %% of its time taken", (unsigned long long)throttle);
     }
     progress("%s: %s, round %llu, %s of %llu MiB left, %s, %llu pages/s written%s", ctl->vm, status_of(report),
-             (unsigned long long)number_in(report, "ram", "dirty-sync-count"), size_format(remaining, left, sizeof(left)),
+             (unsigned long long)answer_u64(ram, "dirty-sync-count"), size_format(remaining, left, sizeof(left)),
              (unsigned long long)(total >> 20), fmt_rate(mbps * 1e6 / 8, rate, sizeof(rate)),
-             (unsigned long long)number_in(report, "ram", "dirty-pages-rate"), expected);
+             (unsigned long long)answer_u64(ram, "dirty-pages-rate"), expected);
 }
 
 static int watch(const struct ctl *ctl, struct client *c, json_t **ret)
@@ -186,12 +173,13 @@ static void print_breakdown(const json_t *report)
 
     for (size_t i = 0; i < ARRAY_SIZE(parts); i++)
         table_field(stdout, i ? "" : "downtime", "%-14s %8.2f ms", parts[i],
-                    (double)number_in(report, "downtime-breakdown", parts[i]) / 1e3);
+                    (double)answer_u64(answer_obj(report, "downtime-breakdown"), parts[i]) / 1e3);
 }
 
 static int print_end(const struct ctl *ctl, const json_t *report)
 {
     const char *status = status_of(report), *why = "", *who = NULL;
+    const json_t *ram = answer_obj(report, "ram");
     json_t *forecast, *plan = NULL;
     bool converges = false;
     char moved[FMT_MAX];
@@ -203,14 +191,13 @@ static int print_end(const struct ctl *ctl, const json_t *report)
             ctl_note("%s: most pages are written by: %s", ctl->vm, who);
         return CTL_FAILED;
     }
-    printf("%s: moved in %.2f s, %llu rounds, %s sent, downtime %llu ms\n", ctl->vm, (double)number(report, "total-time") / 1e3,
-           (unsigned long long)number_in(report, "ram", "dirty-sync-count"),
-           size_format(number_in(report, "ram", "transferred"), moved, sizeof(moved)),
-           (unsigned long long)number(report, "downtime"));
+    printf("%s: moved in %.2f s, %llu rounds, %s sent, downtime %llu ms\n", ctl->vm, (double)answer_u64(report, "total-time") / 1e3,
+           (unsigned long long)answer_u64(ram, "dirty-sync-count"), size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)),
+           (unsigned long long)answer_u64(report, "downtime"));
     print_breakdown(report);
     if (json_get_obj(report, "plan", &plan) == 0 && json_get_bool(plan, "converges", &converges) == 0 && converges)
-        table_field(stdout, "foreseen", "%.2f s, downtime %llu ms", (double)number(plan, "total-time") / 1e3,
-                    (unsigned long long)number(plan, "downtime"));
+        table_field(stdout, "foreseen", "%.2f s, downtime %llu ms", (double)answer_u64(plan, "total-time") / 1e3,
+                    (unsigned long long)answer_u64(plan, "downtime"));
     else if (plan)
         table_field(stdout, "foreseen", "no end");
     return CTL_DONE;
@@ -238,7 +225,7 @@ static int measure(const struct ctl *ctl, struct client *c, uint64_t *ret_mib)
             status = "measured";
             if (json_get_str(answer, "status", &status) == 0)
                 status = strcmp(status, "measuring") == 0 ? "measuring" : "measured";
-            *ret_mib = number(answer, "dirty-rate");
+            *ret_mib = answer_u64(answer, "dirty-rate");
         }
     }
     progress_clear();
@@ -290,10 +277,10 @@ static void print_who(const json_t *spaces)
 
         json_get_str(space, "kind", &kind);
         if (json_get_obj(space, "process", &process) == 0 && json_get_str(process, "comm", &comm) == 0)
-            snprintf(who, sizeof(who), "%.32s (%llu)", comm, (unsigned long long)number(process, "pid"));
+            snprintf(who, sizeof(who), "%.32s (%llu)", comm, (unsigned long long)answer_u64(process, "pid"));
         else if (strcmp(kind, "kernel") != 0)
-            snprintf(who, sizeof(who), "address space %#llx", (unsigned long long)number(space, "root"));
-        printf("  %s %s: %llu pages\n", i ? "            " : "written by  ", who, (unsigned long long)number(space, "pages"));
+            snprintf(who, sizeof(who), "address space %#llx", (unsigned long long)answer_u64(space, "root"));
+        printf("  %s %s: %llu pages\n", i ? "            " : "written by  ", who, (unsigned long long)answer_u64(space, "pages"));
     }
 }
 
@@ -341,10 +328,10 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
         r = measure_who(ctl, c, &mib, &spaces);
     if (r)
         return r;
-    p.memory = (double)number(memory, "base-memory");
+    p.memory = (double)answer_u64(memory, "base-memory");
     p.bandwidth = (double)w->bandwidth;
     p.dirty = (double)mib * 1048576;
-    p.limit_ms = w->downtime_ms != UINT64_MAX ? (double)w->downtime_ms : (double)number(parameters, "downtime-limit");
+    p.limit_ms = w->downtime_ms != UINT64_MAX ? (double)w->downtime_ms : (double)answer_u64(parameters, "downtime-limit");
     make_plan(&p);
     if (ctl->output == CTL_JSON) {
         _cleanup_json_ json_t *o = json_object_new_object();

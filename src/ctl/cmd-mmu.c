@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 #include "ctl/names.h"
@@ -15,39 +16,14 @@
 
 /* -- values ------------------------------------------------------------------- */
 
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *text = "?";
-
-    json_get_str(o, key, &text);
-    return text;
-}
-
-static uint64_t number_of(const json_t *o, const char *key)
-{
-    uint64_t v = 0;
-
-    json_get_u64(o, key, &v);
-    return v;
-}
-
-/* A member of the object, or NULL, which the others take. */
-static const json_t *part_of(const json_t *o, const char *key)
-{
-    json_t *part = NULL;
-
-    json_get_obj(o, key, &part);
-    return part;
-}
-
 static const char *count_of(const json_t *o, const char *key, char *buf, size_t len)
 {
-    return fmt_count(number_of(o, key), term_stdout_is_tty(), buf, len);
+    return fmt_count(answer_u64(o, key), term_stdout_is_tty(), buf, len);
 }
 
 static const char *size_of(const json_t *o, const char *key, char *buf, size_t len)
 {
-    return size_format(number_of(o, key), buf, len);
+    return size_format(answer_u64(o, key), buf, len);
 }
 
 /* 0.4 ms, 12 ms, 3.5 s. */
@@ -69,17 +45,17 @@ static const char *time_text(uint64_t us, char *buf, size_t len)
 static void print_tracking(const json_t *o)
 {
     char every[FMT_MAX], age[FMT_MAX];
-    uint64_t interval = number_of(o, "interval-us"), us;
+    uint64_t interval = answer_u64(o, "interval-us"), us;
     bool known = json_get_u64(o, "age-us", &us) == 0;
 
-    table_field(stdout, "tracking", "%s, by %s%s%s%s%s%s", text_of(o, "tracking"), text_of(o, "source"),
+    table_field(stdout, "tracking", "%s, by %s%s%s%s%s%s", answer_str(o, "tracking"), answer_str(o, "source"),
                 interval ? ", every " : "", interval ? time_text(interval, every, sizeof(every)) : "",
                 known ? "; looked " : "", known ? time_text(us, age, sizeof(age)) : "", known ? " ago" : "");
 }
 
 static void print_guest(const json_t *o)
 {
-    const json_t *guest = part_of(o, "guest"), *large = part_of(o, "large-pages");
+    const json_t *guest = answer_obj(o, "guest"), *large = answer_obj(o, "large-pages");
     uint64_t levels;
     bool kpti;
 
@@ -92,13 +68,13 @@ static void print_guest(const json_t *o)
         table_field(stdout, "guest", "no paging yet");
     if (large)
         table_field(stdout, "large pages", "%llu of 2 MiB, %llu of 4 MiB, %llu of 1 GiB",
-                    (unsigned long long)number_of(large, "2m"), (unsigned long long)number_of(large, "4m"),
-                    (unsigned long long)number_of(large, "1g"));
+                    (unsigned long long)answer_u64(large, "2m"), (unsigned long long)answer_u64(large, "4m"),
+                    (unsigned long long)answer_u64(large, "1g"));
 }
 
 static void print_tables(const json_t *o)
 {
-    const json_t *tables = part_of(o, "tables"), *spaces = part_of(o, "spaces");
+    const json_t *tables = answer_obj(o, "tables"), *spaces = answer_obj(o, "spaces");
     char total[FMT_MAX], bytes[FMT_MAX], entries[FMT_MAX], levels[200] = "";
     size_t at = 0;
     json_t *list;
@@ -113,21 +89,21 @@ static void print_tables(const json_t *o)
         }
     table_field(stdout, "page tables", "%s (%s)%s", count_of(tables, "total", total, sizeof(total)),
                 size_of(tables, "bytes", bytes, sizeof(bytes)), levels);
-    if (number_of(tables, "flooded") || number_of(tables, "incomplete"))
+    if (answer_u64(tables, "flooded") || answer_u64(tables, "incomplete"))
         table_field(stdout, "", "%llu let go of as flooded, %llu not followed for want of memory",
-                    (unsigned long long)number_of(tables, "flooded"), (unsigned long long)number_of(tables, "incomplete"));
+                    (unsigned long long)answer_u64(tables, "flooded"), (unsigned long long)answer_u64(tables, "incomplete"));
     table_field(stdout, "entries", "%s", count_of(o, "entries", entries, sizeof(entries)));
     table_field(stdout, "address spaces", "%llu: %llu of the kernel, %llu of processes, %llu KPTI halves",
-                (unsigned long long)number_of(spaces, "total"), (unsigned long long)number_of(spaces, "kernel"),
-                (unsigned long long)number_of(spaces, "user"), (unsigned long long)number_of(spaces, "kpti"));
+                (unsigned long long)answer_u64(spaces, "total"), (unsigned long long)answer_u64(spaces, "kernel"),
+                (unsigned long long)answer_u64(spaces, "user"), (unsigned long long)answer_u64(spaces, "kpti"));
 }
 
 /* How many frames have how many mappings. */
 static void print_rmap(const json_t *o)
 {
-    const json_t *rmap = part_of(o, "rmap");
+    const json_t *rmap = answer_obj(o, "rmap");
     char text[400] = "";
-    uint64_t stride = number_of(rmap, "stride");
+    uint64_t stride = answer_u64(rmap, "stride");
     size_t at = 0;
     json_t *list;
 
@@ -157,14 +133,14 @@ static void print_rmap(const json_t *o)
 
 static void print_cost(const json_t *o)
 {
-    const json_t *memory = part_of(o, "memory"), *sync = part_of(o, "sync"), *roots = part_of(o, "roots");
+    const json_t *memory = answer_obj(o, "memory"), *sync = answer_obj(o, "sync"), *roots = answer_obj(o, "roots");
     char a[FMT_MAX], b[FMT_MAX], c[FMT_MAX];
 
     table_field(stdout, "bookkeeping", "%s for tables (at most %s), %s for frames",
                 size_of(memory, "tables", a, sizeof(a)), size_of(o, "max-memory", b, sizeof(b)),
                 size_of(memory, "frames", c, sizeof(c)));
     table_field(stdout, "looks", "%s, CPU time %s, the longest %s", count_of(sync, "ticks", a, sizeof(a)),
-                time_text(number_of(sync, "cpu-us"), b, sizeof(b)), time_text(number_of(sync, "longest-us"), c, sizeof(c)));
+                time_text(answer_u64(sync, "cpu-us"), b, sizeof(b)), time_text(answer_u64(sync, "longest-us"), c, sizeof(c)));
     table_field(stdout, "tables read", "%s, changed %s", count_of(sync, "tables-read", a, sizeof(a)),
                 count_of(sync, "tables-changed", b, sizeof(b)));
     table_field(stdout, "changes", "%s entries linked, %s unlinked, %s changed in place",
@@ -177,17 +153,17 @@ static void print_cost(const json_t *o)
 
 static void print_page_limit(const json_t *o)
 {
-    const json_t *limit = part_of(o, "page-limit");
+    const json_t *limit = answer_obj(o, "page-limit");
     char now[FMT_MAX], normal[FMT_MAX], recycled[FMT_MAX];
-    uint64_t v = number_of(limit, "limit");
+    uint64_t v = answer_u64(limit, "limit");
 
     if (!limit)
         return;
     count_of(limit, v ? "limit" : "default", now, sizeof(now));
     count_of(limit, "recycled", recycled, sizeof(recycled));
-    table_field(stdout, "page limit", "%s, %s (%s%s%s), raised %llu times%s%s", text_of(limit, "mode"), now,
+    table_field(stdout, "page limit", "%s, %s (%s%s%s), raised %llu times%s%s", answer_str(limit, "mode"), now,
                 v ? "KVM chose " : "as KVM chose", v ? count_of(limit, "default", normal, sizeof(normal)) : "", "",
-                (unsigned long long)number_of(limit, "changes"),
+                (unsigned long long)answer_u64(limit, "changes"),
                 json_object_object_get_ex(limit, "recycled", NULL) ? "; shadow pages recycled: " : "",
                 json_object_object_get_ex(limit, "recycled", NULL) ? recycled : "");
 }
@@ -220,15 +196,15 @@ int ctl_cmd_mmu(struct ctl *ctl)
 static void print_settings(const struct ctl *ctl, const json_t *o)
 {
     char memory[FMT_MAX], every[FMT_MAX] = "as it needs";
-    uint64_t interval = number_of(o, "sync-interval-us");
+    uint64_t interval = answer_u64(o, "sync-interval-us");
     bool floods = true;
 
     if (interval)
         time_text(interval, every, sizeof(every));
     json_get_bool(o, "floods", &floods);
-    table_field(stdout, "tracking", "%s", text_of(o, "tracking"));
+    table_field(stdout, "tracking", "%s", answer_str(o, "tracking"));
     table_field(stdout, "interval", "%s", every);
-    table_field(stdout, "CPU budget", "%llu %%", (unsigned long long)number_of(o, "cpu-budget"));
+    table_field(stdout, "CPU budget", "%llu %%", (unsigned long long)answer_u64(o, "cpu-budget"));
     table_field(stdout, "memory", "at most %s", size_of(o, "max-memory", memory, sizeof(memory)));
     table_field(stdout, "floods", "%s", floods ? "let go of" : "followed");
     print_page_limit(o);
@@ -283,10 +259,10 @@ int ctl_cmd_mmu_verify(struct ctl *ctl)
         return same ? CTL_DONE : CTL_FAILED;
     }
     printf("%s: %s: %llu address spaces, %llu tables: %llu entries missing, %llu extra, %llu mismatched, %llu broken links\n",
-           ctl->vm, same ? "the same" : "DIFFERENT", (unsigned long long)number_of(o, "roots"),
-           (unsigned long long)number_of(o, "tables"), (unsigned long long)number_of(o, "missing"),
-           (unsigned long long)number_of(o, "extra"), (unsigned long long)number_of(o, "mismatched"),
-           (unsigned long long)number_of(o, "broken-links"));
+           ctl->vm, same ? "the same" : "DIFFERENT", (unsigned long long)answer_u64(o, "roots"),
+           (unsigned long long)answer_u64(o, "tables"), (unsigned long long)answer_u64(o, "missing"),
+           (unsigned long long)answer_u64(o, "extra"), (unsigned long long)answer_u64(o, "mismatched"),
+           (unsigned long long)answer_u64(o, "broken-links"));
     return same ? CTL_DONE : CTL_FAILED;
 }
 
@@ -294,19 +270,19 @@ int ctl_cmd_mmu_verify(struct ctl *ctl)
 
 static void process_cells(struct table *t, const json_t *space)
 {
-    const json_t *process = part_of(space, "process");
+    const json_t *process = answer_obj(space, "process");
     uint64_t pid = 0;
     bool named = json_get_u64(process, "pid", &pid) == 0;
 
     table_cell_number(t, named, pid);
-    table_cell(t, "%s", process ? text_of(process, "comm") : "");
+    table_cell(t, "%s", process ? answer_str(process, "comm") : "");
 }
 
 static void print_spaces(const json_t *answer)
 {
     _cleanup_table_ struct table *t = table_new(9, "rlllrrrrr");
     static const char *const headers[] = {"PID", "PROCESS", "ROOT", "KIND", "LEVELS", "MAPPED", "TABLES", "DIRTY", "SEEN"};
-    uint64_t total = number_of(answer, "total");
+    uint64_t total = answer_u64(answer, "total");
     json_t *list;
     size_t n;
 
@@ -320,13 +296,13 @@ static void print_spaces(const json_t *answer)
         char size[FMT_MAX], tables[FMT_MAX], dirty[FMT_MAX], seen[FMT_MAX];
 
         process_cells(t, s);
-        table_cell(t, "0x%09llx", (unsigned long long)number_of(s, "root"));
-        table_cell(t, "%s", text_of(s, "kind"));
-        table_cell(t, "%llu", (unsigned long long)number_of(s, "levels"));
-        table_cell(t, "%s", size_format(number_of(s, "pages") * 4096, size, sizeof(size)));
+        table_cell(t, "0x%09llx", (unsigned long long)answer_u64(s, "root"));
+        table_cell(t, "%s", answer_str(s, "kind"));
+        table_cell(t, "%llu", (unsigned long long)answer_u64(s, "levels"));
+        table_cell(t, "%s", size_format(answer_u64(s, "pages") * 4096, size, sizeof(size)));
         table_cell(t, "%s", count_of(s, "tables", tables, sizeof(tables)));
-        table_cell(t, "%s", number_of(s, "dirty") ? count_of(s, "dirty", dirty, sizeof(dirty)) : "");
-        table_cell(t, "%s ago", time_text(number_of(s, "seen-us"), seen, sizeof(seen)));
+        table_cell(t, "%s", answer_u64(s, "dirty") ? count_of(s, "dirty", dirty, sizeof(dirty)) : "");
+        table_cell(t, "%s ago", time_text(answer_u64(s, "seen-us"), seen, sizeof(seen)));
     }
     table_print(t, stdout);
     if (total > n)

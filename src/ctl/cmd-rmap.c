@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 #include "ctl/names.h"
@@ -26,14 +27,6 @@ static int read_frame(const struct ctl *ctl, json_t *arguments)
         return ctl_usage(ctl, "%s: no address (0x1234000) and no gfn=N", text);
     json_add_u64(arguments, gfn ? "gfn" : "gpa", v);
     return CTL_DONE;
-}
-
-static bool flag(const json_t *o, const char *key)
-{
-    bool v = false;
-
-    json_get_bool(o, key, &v);
-    return v;
 }
 
 static void mapping_row(struct table *t, const json_t *m)
@@ -57,9 +50,9 @@ static void mapping_row(struct table *t, const json_t *m)
     table_cell(t, "%s", kind);
     table_cell(t, "0x%016llx", (unsigned long long)gva);
     table_cell(t, "%s", size_format(size, text, sizeof(text)));
-    table_cell(t, "r%c%c%c", flag(m, "write") ? 'w' : '-', flag(m, "execute") ? 'x' : '-', flag(m, "user") ? 'u' : '-');
-    table_cell(t, "%s%s%s", flag(m, "accessed") ? "accessed" : "", flag(m, "accessed") && flag(m, "dirty") ? ", " : "",
-               flag(m, "dirty") ? "dirty" : "");
+    table_cell(t, "r%c%c%c", answer_bool(m, "write") ? 'w' : '-', answer_bool(m, "execute") ? 'x' : '-', answer_bool(m, "user") ? 'u' : '-');
+    table_cell(t, "%s%s%s", answer_bool(m, "accessed") ? "accessed" : "", answer_bool(m, "accessed") && answer_bool(m, "dirty") ? ", " : "",
+               answer_bool(m, "dirty") ? "dirty" : "");
 }
 
 static void print_mappings(const struct ctl *ctl, const json_t *answer)
@@ -70,8 +63,8 @@ static void print_mappings(const struct ctl *ctl, const json_t *answer)
     json_t *list;
 
     json_get_u64(answer, "gfn", &gfn);
-    printf("%s: frame 0x%llx%s%s\n", ctl->vm, (unsigned long long)gfn, flag(answer, "table") ? ", a page table" : "",
-           flag(answer, "incomplete") ? "; some page tables are not known" : "");
+    printf("%s: frame 0x%llx%s%s\n", ctl->vm, (unsigned long long)gfn, answer_bool(answer, "table") ? ", a page table" : "",
+           answer_bool(answer, "incomplete") ? "; some page tables are not known" : "");
     if (json_get_array(answer, "mappings", &list) < 0 || json_object_array_length(list) == 0) {
         printf("nothing maps it\n");
         return;
@@ -81,7 +74,7 @@ static void print_mappings(const struct ctl *ctl, const json_t *answer)
     for (size_t i = 0; i < json_object_array_length(list); i++)
         mapping_row(t, json_object_array_get_idx(list, i));
     table_print(t, stdout);
-    if (flag(answer, "more"))
+    if (answer_bool(answer, "more"))
         ctl_note("there are more; --limit shows them");
 }
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 #include "ctl/progress.h"
@@ -41,17 +42,9 @@ static json_t *snapshot_arguments(const struct ctl *ctl)
     return arguments;
 }
 
-static uint64_t number(const json_t *answer, const char *key)
-{
-    uint64_t v = 0;
-
-    json_get_u64(answer, key, &v);
-    return v;
-}
-
 static void show_progress(const struct ctl *ctl, const json_t *answer, const char *status)
 {
-    uint64_t pages = number(answer, "pages"), written = number(answer, "written"), us = number(answer, "total-us");
+    uint64_t pages = answer_u64(answer, "pages"), written = answer_u64(answer, "written"), us = answer_u64(answer, "total-us");
     char rate[FMT_MAX], size[FMT_MAX];
 
     progress("%s: %s, %s of %.0f%% written, %s", ctl->vm, status,
@@ -109,10 +102,10 @@ static int tell_result(const struct ctl *ctl, const json_t *answer)
     }
     if (ctl->output == CTL_JSON)
         return CTL_DONE;
-    bytes = (number(answer, "stored-pages") - number(answer, "zero-pages")) * SNAPSHOT_PAGE_SIZE;
+    bytes = (answer_u64(answer, "stored-pages") - answer_u64(answer, "zero-pages")) * SNAPSHOT_PAGE_SIZE;
     printf("%s: %s, %s in %s, guest paused for %.1f ms\n", ctl->vm, dir, size_format(bytes, size, sizeof(size)),
-           fmt_duration((double)number(answer, "total-us") / 1e6, took, sizeof(took)),
-           (double)number(answer, "pause-us") / 1e3);
+           fmt_duration((double)answer_u64(answer, "total-us") / 1e6, took, sizeof(took)),
+           (double)answer_u64(answer, "pause-us") / 1e3);
     return CTL_DONE;
 }
 

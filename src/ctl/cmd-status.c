@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 #include "ctl/stats.h"
@@ -21,6 +22,9 @@ enum question {
     ASK_MEMORY,
     ASK_HOST,
     ASK_DIRTY_LOG,
+    ASK_BLOCK,
+    ASK_NET,
+    ASK_BALLOON,
     ASK_STATS,
     QUESTIONS,
 };
@@ -28,16 +32,10 @@ enum question {
 static const char *const commands[QUESTIONS] = {
     [ASK_STATUS] = "query-status",  [ASK_CPUS] = "query-cpus-fast",
     [ASK_MEMORY] = "query-memory-size-summary", [ASK_HOST] = "query-host",
-    [ASK_DIRTY_LOG] = "query-dirty-log", [ASK_STATS] = "query-stats",
+    [ASK_DIRTY_LOG] = "query-dirty-log", [ASK_BLOCK] = "query-block",
+    [ASK_NET] = "query-net", [ASK_BALLOON] = "query-balloon",
+    [ASK_STATS] = "query-stats",
 };
-
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *text = "?";
-
-    json_get_str(o, key, &text);
-    return text;
-}
 
 static void print_state(const struct ctl *ctl, const struct client *c, const json_t *status, double *ret_uptime)
 {
@@ -47,15 +45,20 @@ static void print_state(const struct ctl *ctl, const struct client *c, const jso
 
     *ret_uptime = uptime;
     if (uptime >= 0)
-        table_field(stdout, ctl->vm, "%s, up %s (process %d)", text_of(status, "status"),
+        table_field(stdout, ctl->vm, "%s, up %s (process %d)", answer_str(status, "status"),
                     fmt_duration(uptime, up, sizeof(up)), (int)pid);
     else
-        table_field(stdout, ctl->vm, "%s", text_of(status, "status"));
+        table_field(stdout, ctl->vm, "%s", answer_str(status, "status"));
+}
+
+static size_t length_of(const json_t *list)
+{
+    return json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 }
 
 static void print_cpus(const json_t *cpus)
 {
-    size_t n = json_object_is_type(cpus, json_type_array) ? json_object_array_length(cpus) : 0, o = 0;
+    size_t n = length_of(cpus), o = 0;
     char threads[200] = "";
 
     for (size_t i = 0; i < n && i < 8; i++) {
@@ -85,7 +88,7 @@ static void print_paging(const json_t *host)
     if (json_get_obj(host, "paging", &paging) < 0)
         return;
     json_get_str(paging, "how", &how);
-    table_field(stdout, "paging", "%s%s%s%s", text_of(paging, "mode"), *how ? " (" : "", how, *how ? ")" : "");
+    table_field(stdout, "paging", "%s%s%s%s", answer_str(paging, "mode"), *how ? " (" : "", how, *how ? ")" : "");
 }
 
 static void print_dirty_log(const json_t *log)
@@ -97,16 +100,56 @@ static void print_dirty_log(const json_t *log)
     if (json_get_array(log, "consumers", &list) < 0)
         return;
     n = json_object_array_length(list);
-    o = (size_t)snprintf(text, sizeof(text), "%s, %s", text_of(log, "backend"), n ? "read by " : "off");
+    o = (size_t)snprintf(text, sizeof(text), "%s, %s", answer_str(log, "backend"), n ? "read by " : "off");
     for (size_t i = 0; i < n && o < sizeof(text); i++) {
         const json_t *consumer = json_object_array_get_idx(list, i);
         uint64_t epoch = 0;
 
         json_get_u64(consumer, "epoch", &epoch);
-        o += (size_t)snprintf(text + o, sizeof(text) - o, "%s%s (epoch %llu)", i ? ", " : "", text_of(consumer, "name"),
+        o += (size_t)snprintf(text + o, sizeof(text) - o, "%s%s (epoch %llu)", i ? ", " : "", answer_str(consumer, "name"),
                               (unsigned long long)epoch);
     }
     table_field(stdout, "dirty log", "%s", text);
+}
+
+static void print_disks(const json_t *disks)
+{
+    for (size_t i = 0; i < length_of(disks); i++) {
+        const json_t *disk = json_object_array_get_idx(disks, i), *inserted = answer_obj(disk, "inserted");
+        const char *status = answer_str(disk, "io-status");
+        char size[FMT_MAX];
+
+        table_field(stdout, "disk", "%s: %s, %s%s%s%s%s", answer_str(disk, "device"), answer_str(inserted, "file"),
+                    size_format(answer_u64(answer_obj(inserted, "image"), "virtual-size"), size, sizeof(size)),
+                    answer_bool(inserted, "ro") ? ", read-only" : "", strcmp(status, "ok") != 0 ? ", " : "",
+                    strcmp(status, "ok") != 0 ? status : "", answer_bool(disk, "needs-reset") ? ", waits for a reset" : "");
+    }
+}
+
+static void print_networks(const json_t *cards)
+{
+    for (size_t i = 0; i < length_of(cards); i++) {
+        const json_t *card = json_object_array_get_idx(cards, i);
+        const char *host = "";
+
+        json_get_str(card, "host", &host);
+        table_field(stdout, "network", "%s: %s%s%s, %s%s%s", answer_str(card, "name"), answer_str(card, "backend"), *host ? " " : "",
+                    host, answer_str(card, "mac"), answer_bool(card, "link") ? "" : ", link down",
+                    answer_bool(card, "needs-reset") ? ", waits for a reset" : "");
+    }
+}
+
+/* Nothing where there is no balloon. */
+static void print_balloon(const json_t *balloon, const json_t *memory)
+{
+    uint64_t actual;
+    char left[FMT_MAX], all[FMT_MAX];
+
+    if (json_get_u64(balloon, "actual", &actual) < 0)
+        return;
+    table_field(stdout, "balloon", "%s of %s left to the guest%s", size_format(actual, left, sizeof(left)),
+                size_format(answer_u64(memory, "base-memory"), all, sizeof(all)),
+                answer_bool(balloon, "driver") ? "" : ", which has no driver for it");
 }
 
 static void print_exits(const json_t *stats, double uptime)
@@ -131,6 +174,9 @@ static void print_page(const struct ctl *ctl, const struct client *c, json_t *co
     print_state(ctl, c, answers[ASK_STATUS], &uptime);
     print_cpus(answers[ASK_CPUS]);
     print_memory(answers[ASK_MEMORY]);
+    print_balloon(answers[ASK_BALLOON], answers[ASK_MEMORY]);
+    print_disks(answers[ASK_BLOCK]);
+    print_networks(answers[ASK_NET]);
     print_paging(answers[ASK_HOST]);
     print_dirty_log(answers[ASK_DIRTY_LOG]);
     print_exits(answers[ASK_STATS], uptime);
@@ -173,20 +219,12 @@ int ctl_cmd_status(struct ctl *ctl)
 
 /* -- host -- */
 
-static bool flag(const json_t *o, const char *key)
-{
-    bool v = false;
-
-    json_get_bool(o, key, &v);
-    return v;
-}
-
 static void print_kernel(const json_t *host)
 {
     json_t *kernel;
 
     if (json_get_obj(host, "guest-kernel", &kernel) == 0)
-        table_field(stdout, "guest kernel", "%s", flag(kernel, "emulated") ? "emulated" : "native");
+        table_field(stdout, "guest kernel", "%s", answer_bool(kernel, "emulated") ? "emulated" : "native");
 }
 
 static void print_kvm(const json_t *host)
@@ -198,7 +236,7 @@ static void print_kvm(const json_t *host)
         return;
     json_get_u64(kvm, "api-version", &version);
     json_get_u64(kvm, "max-vcpus", &vcpus);
-    table_field(stdout, "KVM", "%s, API %llu, at most %llu vCPUs", text_of(kvm, "module"),
+    table_field(stdout, "KVM", "%s, API %llu, at most %llu vCPUs", answer_str(kvm, "module"),
                 (unsigned long long)version, (unsigned long long)vcpus);
 }
 
@@ -215,9 +253,9 @@ static void print_verdicts(const json_t *host)
     for (size_t i = 0; i < json_object_array_length(list); i++) {
         const json_t *v = json_object_array_get_idx(list, i);
 
-        table_cell(t, "%s", flag(v, "good") ? "yes" : "no");
-        table_cell(t, "%s", text_of(v, "what"));
-        table_cell(t, "%s", text_of(v, "text"));
+        table_cell(t, "%s", answer_bool(v, "good") ? "yes" : "no");
+        table_cell(t, "%s", answer_str(v, "what"));
+        table_cell(t, "%s", answer_str(v, "text"));
     }
     putchar('\n');
     table_print(t, stdout);

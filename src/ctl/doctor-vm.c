@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "ctl/answer.h"
 #include "ctl/doctor.h"
 #include "ctl/format.h"
 
@@ -20,30 +21,6 @@
 #define HARVEST_LONG_NS 10e6
 /* A migration with less to spare than this share of its bandwidth has no end to speak of. */
 #define CONVERGES_BELOW 0.8
-
-static uint64_t number(const json_t *o, const char *key)
-{
-    uint64_t v = 0;
-
-    json_get_u64(o, key, &v);
-    return v;
-}
-
-static json_t *member(const json_t *o, const char *key)
-{
-    json_t *v = NULL;
-
-    json_get_obj(o, key, &v);
-    return v;
-}
-
-static bool flag(const json_t *o, const char *key)
-{
-    bool v = false;
-
-    json_get_bool(o, key, &v);
-    return v;
-}
 
 static const char *text(const json_t *o, const char *key)
 {
@@ -87,14 +64,14 @@ static void rule_state(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_host(const struct doctor_vm *vm, struct findings *f)
 {
-    const json_t *paging = member(vm->host, "paging"), *kernel = member(vm->host, "guest-kernel");
+    const json_t *paging = answer_obj(vm->host, "paging"), *kernel = answer_obj(vm->host, "guest-kernel");
     struct finding *x;
 
     if (paging && strcmp(text(paging, "mode"), "shadow") != 0) {
         x = doctor_found(f, SEVERITY_NOTICE, "paging", "KVM does not use shadow page tables here (%s)", text(paging, "mode"));
         doctor_advise(x, "what is said of shadow pages costs nothing on this host");
     }
-    if (flag(kernel, "emulated")) {
+    if (answer_bool(kernel, "emulated")) {
         x = doctor_found(f, SEVERITY_WARNING, "guest kernel", "KVM emulates kernel code of this guest instruction by instruction");
         doctor_advise(x, "use a guest kernel made for this KVM, or a host that runs stock kernels");
     }
@@ -104,10 +81,10 @@ static void rule_host(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_kpti(const struct doctor_vm *vm, struct findings *f)
 {
-    const json_t *guest = member(vm->mmu, "guest");
+    const json_t *guest = answer_obj(vm->mmu, "guest");
     struct finding *x;
 
-    if (!flag(guest, "kpti"))
+    if (!answer_bool(guest, "kpti"))
         return;
     x = doctor_found(f, SEVERITY_NOTICE, "KPTI", "the guest runs user code on page tables of its own: each system call changes "
                                                   "CR3 twice, which exits under shadow paging (getpid: 0.06 us without, 2 us with)");
@@ -116,9 +93,9 @@ static void rule_kpti(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_page_limit(const struct doctor_vm *vm, struct findings *f)
 {
-    const json_t *limit = member(vm->mmu, "page-limit");
-    uint64_t pages = number(limit, "limit") ? number(limit, "limit") : number(limit, "default");
-    uint64_t recycled = number(limit, "recycled"), tables = number(member(vm->mmu, "tables"), "total");
+    const json_t *limit = answer_obj(vm->mmu, "page-limit");
+    uint64_t pages = answer_u64(limit, "limit") ? answer_u64(limit, "limit") : answer_u64(limit, "default");
+    uint64_t recycled = answer_u64(limit, "recycled"), tables = answer_u64(answer_obj(vm->mmu, "tables"), "total");
     char a[FMT_MAX], b[FMT_MAX], c[FMT_MAX];
     struct finding *x;
 
@@ -137,7 +114,7 @@ static void rule_page_limit(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_floods(const struct doctor_vm *vm, struct findings *f)
 {
-    uint64_t count = number(vm->mmu, "flood-count");
+    uint64_t count = answer_u64(vm->mmu, "flood-count");
     json_t *list = NULL, *worst = NULL;
     char a[FMT_MAX], who[80] = "";
     struct finding *x;
@@ -148,12 +125,12 @@ static void rule_floods(const struct doctor_vm *vm, struct findings *f)
         for (size_t i = 0; i < json_object_array_length(list); i++) {
             json_t *flood = json_object_array_get_idx(list, i);
 
-            if (!worst || number(flood, "count") > number(worst, "count"))
+            if (!worst || answer_u64(flood, "count") > answer_u64(worst, "count"))
                 worst = flood;
         }
     if (worst)
         snprintf(who, sizeof(who), "; most of late: the level %llu table at frame %#llx",
-                 (unsigned long long)number(worst, "level"), (unsigned long long)number(worst, "gfn"));
+                 (unsigned long long)answer_u64(worst, "level"), (unsigned long long)answer_u64(worst, "gfn"));
     x = doctor_found(f, SEVERITY_NOTICE, "floods", "%s page tables were written too often to be shadowed (%.1f a second)%s",
                      fmt_count(count, true, a, sizeof(a)), per_second(vm, count), who);
     doctor_advise(x, "work that forks, or maps and unmaps much, does this; vmctl floods %s and vmctl rmap %s GFN show whose they are",
@@ -162,7 +139,7 @@ static void rule_floods(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_tracking(const struct doctor_vm *vm, struct findings *f)
 {
-    uint64_t incomplete = number(member(vm->mmu, "tables"), "incomplete"), evicted = number(member(vm->mmu, "roots"), "evicted");
+    uint64_t incomplete = answer_u64(answer_obj(vm->mmu, "tables"), "incomplete"), evicted = answer_u64(answer_obj(vm->mmu, "roots"), "evicted");
     char size[FMT_MAX];
     struct finding *x;
 
@@ -170,7 +147,7 @@ static void rule_tracking(const struct doctor_vm *vm, struct findings *f)
         return;
     x = doctor_found(f, SEVERITY_NOTICE, "bookkeeping", "%llu page tables and %llu address spaces had no room in %s",
                      (unsigned long long)incomplete, (unsigned long long)evicted,
-                     size_format(number(vm->mmu, "max-memory"), size, sizeof(size)));
+                     size_format(answer_u64(vm->mmu, "max-memory"), size, sizeof(size)));
     doctor_advise(x, "vmctl mmu set %s max-memory=BYTES gives it more", vm->name);
 }
 
@@ -178,7 +155,7 @@ static void rule_tracking(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_consumers(const struct doctor_vm *vm, struct findings *f)
 {
-    uint64_t pages = number(vm->dirty_log, "memory-pages");
+    uint64_t pages = answer_u64(vm->dirty_log, "memory-pages");
     json_t *list;
     struct finding *x;
 
@@ -188,11 +165,11 @@ static void rule_consumers(const struct doctor_vm *vm, struct findings *f)
         const json_t *c = json_object_array_get_idx(list, i);
         const char *name = text(c, "name");
 
-        if (flag(c, "lost")) {
+        if (answer_bool(c, "lost")) {
             x = doctor_found(f, SEVERITY_CRITICAL, "dirty log", "consumer %.32s may have missed pages", name);
             doctor_advise(x, "its copy cannot be trusted: end it with vmctl dirty stop %s %.32s and begin anew with everything",
                           vm->name, name);
-        } else if (pages > 0 && number(c, "pending") + number(c, "unacknowledged") > pages / 2) {
+        } else if (pages > 0 && answer_u64(c, "pending") + answer_u64(c, "unacknowledged") > pages / 2) {
             x = doctor_found(f, SEVERITY_NOTICE, "dirty log", "more than half of memory waits for consumer %.32s", name);
             doctor_advise(x, "if nobody reads it any more: vmctl dirty stop %s %.32s", vm->name, name);
         }
@@ -223,7 +200,7 @@ static void rule_harvests(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_migration(const struct doctor_vm *vm, struct findings *f)
 {
-    uint64_t rate = number(vm->dirty_rate, "dirty-rate") * MiB, wide = vm->bandwidth;
+    uint64_t rate = answer_u64(vm->dirty_rate, "dirty-rate") * MiB, wide = vm->bandwidth;
     char a[FMT_MAX], b[FMT_MAX];
     struct finding *x;
 
@@ -255,7 +232,7 @@ static void rule_disks(const struct doctor_vm *vm, struct findings *f)
         const json_t *disk = json_object_array_get_idx(vm->block, i);
         const char *status = text(disk, "io-status");
 
-        if (flag(disk, "needs-reset")) {
+        if (answer_bool(disk, "needs-reset")) {
             x = doctor_found(f, SEVERITY_WARNING, "devices", "%.40s waits for a reset: the guest's driver broke the protocol",
                              text(disk, "device"));
             doctor_advise(x, "the journal has what it did; reload the driver in the guest or reset the guest");
@@ -263,7 +240,7 @@ static void rule_disks(const struct doctor_vm *vm, struct findings *f)
         if (*status && strcmp(status, "ok") != 0) {
             x = doctor_found(f, SEVERITY_CRITICAL, "devices", "%.40s: %s, %llu requests are held back", text(disk, "device"),
                              strcmp(status, "nospace") == 0 ? "no space is left for its image" : "its image cannot be read or written",
-                             (unsigned long long)number(disk, "held-back"));
+                             (unsigned long long)answer_u64(disk, "held-back"));
             doctor_advise(x, "mend that, then vmctl resume %s", vm->name);
         }
     }

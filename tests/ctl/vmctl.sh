@@ -167,7 +167,12 @@ has 2 "" "unknown command" "help of what is not there"
 # -- pages --
 
 v status demo
-has 0 "demo  *running, up * (process $demo)*vCPUs * 2 (threads 4711, 4712)*memory * 512 MiB*paging * shadow (kvm_amd npt=N; 10 INVLPG exited 10 times)*dirty log * bitmap, read by migration (epoch 3), x (epoch 0)*exits * 1334567" \
+has 0 "demo  *running, up * (process $demo)*vCPUs * 2 (threads 4711, 4712)*memory * 512 MiB*balloon * 256 MiB of 512 MiB left to the guest
+disk * vda: /srv/root.img, 10 GiB, nospace
+disk * vdb: /srv/seed.iso, 372 KiB, read-only, waits for a reset
+network * net0: tap un0, 52:54:00:12:34:56
+network * net1: user, 52:54:00:12:34:57, link down
+paging * shadow (kvm_amd npt=N; 10 INVLPG exited 10 times)*dirty log * bitmap, read by migration (epoch 3), x (epoch 0)*exits * 1334567" \
     "" "status"
 v -o json status demo
 has 0 '"query-status":{"status":"running"*"query-memory-size-summary":{"base-memory":536870912' "" "status as JSON"
@@ -176,7 +181,7 @@ has 0 "paging * shadow*guest kernel * native*KVM * kvm_amd, API 12, at most 1024
 v -o json host demo
 has 0 '{"paging":{"mode":"shadow"' "" "host as JSON"
 v doctor demo
-has 0 "demo: 2 findings*critical, dirty log*consumer x may have missed pages*-> its copy cannot be trusted" "" "doctor"
+has 0 "demo: 4 findings*critical, dirty log*consumer x may have missed pages*-> its copy cannot be trusted*critical, devices*vda: no space*3 requests*warning, devices*vdb waits for a reset" "" "doctor"
 v doctor demo --strict
 has 1 "critical, dirty log" "" "doctor --strict"
 v -o json doctor demo

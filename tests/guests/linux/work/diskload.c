@@ -1,6 +1,7 @@
 /*
- * diskload DISK WRITE RANDOM DEPTH COUNT [BLOCK]: transfer COUNT blocks of BLOCK bytes (4096) past the page cache of a virtio
- * disk (0 is vda), DEPTH at a time, in order or all over it. Writes are of a pattern that says where they went.
+ * diskload DISK WRITE RANDOM DEPTH COUNT [BLOCK [PAUSE]]: transfer COUNT blocks of BLOCK bytes (4096) past the page cache of a
+ * virtio disk (0 is vda), DEPTH at a time, in order or all over it. Writes are of a pattern that says where they went. With PAUSE
+ * it says when it is ready, and waits so many milliseconds, for those who count nothing but the transfers.
  */
 #define _GNU_SOURCE
 #include "work.h"
@@ -82,6 +83,15 @@ static void open_disk(struct load *load, uint64_t disk)
         work_fail(name, "size");
 }
 
+static void pause_before(uint64_t ms)
+{
+    if (ms == 0)
+        return;
+    printf("umbra-ready: %s\n", name);
+    fflush(stdout);
+    usleep((useconds_t)ms * 1000);
+}
+
 static int run(const uint64_t *args, int count)
 {
     static struct load load;
@@ -100,6 +110,7 @@ static int run(const uint64_t *args, int count)
     memset(load.buffers, 0x5a, depth * load.block);
     if (syscall(SYS_io_setup, depth, &load.aio) < 0)
         work_fail(name, "io_setup");
+    pause_before(work_arg(args, count, 6, 0));
     start = work_now();
     for (unsigned int i = 0; i < depth && load.issued < total; i++) {
         slots[i] = i;
@@ -129,4 +140,4 @@ static int run(const uint64_t *args, int count)
     return 0;
 }
 
-const struct program work_diskload = { "diskload", "DISK WRITE RANDOM DEPTH COUNT [BLOCK]", 5, 6, run };
+const struct program work_diskload = { "diskload", "DISK WRITE RANDOM DEPTH COUNT [BLOCK [PAUSE]]", 5, 7, run };
