@@ -33,3 +33,8 @@ json_t *answer_obj(const json_t *o, const char *key)
     json_get_obj(o, key, &v);
     return v;
 }
+
+size_t answer_length(const json_t *list)
+{
+    return json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
+}

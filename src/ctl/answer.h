@@ -7,6 +7,7 @@
  */
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/json.h"
@@ -17,5 +18,7 @@ bool answer_bool(const json_t *o, const char *key);
 const char *answer_str(const json_t *o, const char *key);
 /* An object or NULL. */
 json_t *answer_obj(const json_t *o, const char *key);
+/* Of an array; 0 for anything else. */
+size_t answer_length(const json_t *list);
 
 #endif

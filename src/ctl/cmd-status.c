@@ -51,14 +51,9 @@ static void print_state(const struct ctl *ctl, const struct client *c, const jso
         table_field(stdout, ctl->vm, "%s", answer_str(status, "status"));
 }
 
-static size_t length_of(const json_t *list)
-{
-    return json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
-}
-
 static void print_cpus(const json_t *cpus)
 {
-    size_t n = length_of(cpus), o = 0;
+    size_t n = answer_length(cpus), o = 0;
     char threads[200] = "";
 
     for (size_t i = 0; i < n && i < 8; i++) {
@@ -114,7 +109,7 @@ static void print_dirty_log(const json_t *log)
 
 static void print_disks(const json_t *disks)
 {
-    for (size_t i = 0; i < length_of(disks); i++) {
+    for (size_t i = 0; i < answer_length(disks); i++) {
         const json_t *disk = json_object_array_get_idx(disks, i), *inserted = answer_obj(disk, "inserted");
         const char *status = answer_str(disk, "io-status");
         char size[FMT_MAX];
@@ -128,7 +123,7 @@ static void print_disks(const json_t *disks)
 
 static void print_networks(const json_t *cards)
 {
-    for (size_t i = 0; i < length_of(cards); i++) {
+    for (size_t i = 0; i < answer_length(cards); i++) {
         const json_t *card = json_object_array_get_idx(cards, i);
         const char *host = "";
 

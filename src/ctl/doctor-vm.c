@@ -225,7 +225,7 @@ static void rule_migration(const struct doctor_vm *vm, struct findings *f)
 
 static void rule_disks(const struct doctor_vm *vm, struct findings *f)
 {
-    size_t n = json_object_is_type(vm->block, json_type_array) ? json_object_array_length(vm->block) : 0;
+    size_t n = answer_length(vm->block);
     struct finding *x;
 
     for (size_t i = 0; i < n; i++) {

@@ -7,13 +7,14 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "ctl/answer.h"
 
 /* Calls of query-stats give an array of {provider, stats: [{name, value}]}. Step through all of it. */
 typedef int stat_fn(void *opaque, unsigned int source, const char *provider, const char *name, const json_t *value);
 
 static int for_each_stat(const json_t *answer, stat_fn *fn, void *opaque)
 {
-    size_t sources = json_object_is_type(answer, json_type_array) ? json_object_array_length(answer) : 0;
+    size_t sources = answer_length(answer);
 
     for (size_t i = 0; i < sources; i++) {
         const json_t *source = json_object_array_get_idx(answer, i);
@@ -130,7 +131,7 @@ static int read_one(void *opaque, unsigned int source, const char *provider, con
 /* Count the vCPUs: the most elements that one provider has. */
 static void number_vcpus(struct reader *reader, const json_t *answer)
 {
-    size_t n = json_object_is_type(answer, json_type_array) ? json_object_array_length(answer) : 0;
+    size_t n = answer_length(answer);
 
     n = MIN(n, ARRAY_SIZE(reader->vcpu_of));
     for (size_t i = 0; i < n; i++) {
@@ -186,7 +187,7 @@ static void describe(struct stats_row *row, const json_t *schema)
 
 static void describe_all(struct stats_set *s, const json_t *schemas)
 {
-    size_t n = json_object_is_type(schemas, json_type_array) ? json_object_array_length(schemas) : 0;
+    size_t n = answer_length(schemas);
 
     for (size_t i = 0; i < n; i++) {
         const json_t *group = json_object_array_get_idx(schemas, i);
@@ -258,7 +259,7 @@ bool stats_wanted(const char *name, char *const *patterns, int count)
 
 void stats_filter(json_t *answer, char *const *patterns, int count)
 {
-    size_t sources = json_object_is_type(answer, json_type_array) ? json_object_array_length(answer) : 0;
+    size_t sources = answer_length(answer);
 
     for (size_t i = 0; i < sources && count > 0; i++) {
         json_t *list;

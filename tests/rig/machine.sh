@@ -117,7 +117,7 @@ is_silent() {
 
 # Read the control port to its end, to `done` or to the time limit.
 follow() {
-    local line left status
+    local line left status part=''
     while :; do
         if [ -z "$outcome" ] && is_silent; then
             outcome=hung
@@ -138,11 +138,15 @@ follow() {
         [ "$left" -le 10 ] || left=10
         IFS= read -r -t "$left" line <&6
         status=$?
+        # The time may be up in the midst of a line.
+        line=$part$line part=''
         if [ "$status" -eq 0 ]; then
             handle "$line"
             case $outcome in done | broken) return 0 ;; esac
         elif [ "$status" -le 128 ]; then
             return 0
+        else
+            part=$line
         fi
     done
 }
