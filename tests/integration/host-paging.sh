@@ -5,12 +5,9 @@ set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
+. "$(dirname "$0")/../lib/npt.sh" || exit 1
 
 need "only the rig may reload kvm_amd" test -n "${UMBRA_RIG:-}"
-
-set_npt() {
-    modprobe -r kvm_amd && modprobe kvm_amd "npt=$1"
-}
 
 # run_hello ARGUMENT...: a guest that says hello and ends with 7; $status is umbrad's, what it wrote in hello.log.
 run_hello() {

@@ -5,6 +5,7 @@
 set -u
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
+. "$(dirname "$0")/../lib/npt.sh" || exit 1
 . "$(dirname "$0")/../lib/systemd.sh" || exit 1
 
 # unit_says NAME PATTERN: what systemd said of the unit.
@@ -106,8 +107,8 @@ is "$(show calm Result) $(show calm NRestarts)" "success 0" "which is no failure
 # -- nested paging --
 # Without a VM the module can be loaded anew, as at the start of a host that was not told.
 npt() { cat /sys/module/kvm_amd/parameters/npt; }
-modprobe -r kvm_amd && modprobe kvm_amd npt=1 && udevadm trigger --settle /dev/kvm || bail "kvm_amd does not load with npt=1"
-on_exit eval "modprobe -r kvm_amd; modprobe kvm_amd npt=$UMBRA_NPT"
+set_npt 1 && udevadm trigger --settle /dev/kvm || bail "kvm_amd does not load with npt=1"
+on_exit set_npt "$UMBRA_NPT"
 is "$(npt)" Y "a host with nested paging"
 refuses brief "has no VM started"
 check "the journal says what to do" journal_has brief 'umbra-shadow-paging'

@@ -208,23 +208,23 @@ receive_files() {
     fi
 }
 
-# Run all scripts: as often as it takes where the machine, and not what runs on it, fails.
+# Run all scripts: as often as it takes where the machine, and not what runs on it, fails. thread=single is the last resort: with
+# it no guest with several CPUs starts in the time that scripts give it.
 machine_run_all() { # MODE
-    local mode=$1 hung=''
+    local mode=$1 asserted='' hung=''
     while :; do
         machine_run "$mode"
         case $outcome in
         assertion)
             [ "$mode" = multi ] || return
-            mode=single
+            [ "$asserted" != "${running_index:-start}" ] || mode=single
+            asserted=${running_index:-start}
             note "QEMU ended itself with its tcg_handle_interrupt assertion (a bug of QEMU 7.2, not of what it ran);" \
-                "once more with thread=single, from ${running:-the start}"
+                "once more with thread=$mode, from ${running:-the start}"
             ;;
         hung)
             note "the machine crashed, or does not answer any more${running:+, while $running ran}"
             show_console
-            # Code that the kernel patches while another CPU runs it may stay as it was, in QEMU 7.2 with thread=multi.
-            mode=single
             if [ "$hung" = "${running_index:-start}" ] && [ -z "$running" ]; then
                 outcome=broken reason="the machine does not get to a script"
                 return
