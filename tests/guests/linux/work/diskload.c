@@ -1,7 +1,8 @@
 /*
  * diskload DISK WRITE RANDOM DEPTH COUNT [BLOCK [PAUSE]]: transfer COUNT blocks of BLOCK bytes (4096) past the page cache of a
  * virtio disk (0 is vda), DEPTH at a time, in order or all over it. Writes are of a pattern that says where they went. With PAUSE
- * it says when it is ready, and waits so many milliseconds, for those who count nothing but the transfers.
+ * it says when it is ready, and waits so many milliseconds, then and when it is through: for those who count nothing but the
+ * transfers, and not how a program begins and ends.
  */
 #define _GNU_SOURCE
 #include "work.h"
@@ -83,11 +84,8 @@ static void open_disk(struct load *load, uint64_t disk)
         work_fail(name, "size");
 }
 
-static void pause_before(uint64_t ms)
+static void pause_for(uint64_t ms)
 {
-    if (ms == 0)
-        return;
-    printf("umbra-ready: %s\n", name);
     fflush(stdout);
     usleep((useconds_t)ms * 1000);
 }
@@ -97,7 +95,7 @@ static int run(const uint64_t *args, int count)
     static struct load load;
     struct io_event events[MAX_DEPTH];
     unsigned int slots[MAX_DEPTH];
-    uint64_t depth = args[3], total = args[4], done = 0;
+    uint64_t depth = args[3], total = args[4], pause_ms = work_arg(args, count, 6, 0), done = 0;
     double start;
 
     load.write = args[1] != 0;
@@ -110,7 +108,10 @@ static int run(const uint64_t *args, int count)
     memset(load.buffers, 0x5a, depth * load.block);
     if (syscall(SYS_io_setup, depth, &load.aio) < 0)
         work_fail(name, "io_setup");
-    pause_before(work_arg(args, count, 6, 0));
+    if (pause_ms > 0) {
+        printf("umbra-ready: %s\n", name);
+        pause_for(pause_ms);
+    }
     start = work_now();
     for (unsigned int i = 0; i < depth && load.issued < total; i++) {
         slots[i] = i;
@@ -137,6 +138,7 @@ static int run(const uint64_t *args, int count)
     }
     printf("umbra-work: %s disk=%" PRIu64 " write=%d random=%d depth=%" PRIu64 " count=%" PRIu64 " us=%.0f\n", name, args[0],
            load.write, load.random, depth, done, (work_now() - start) * 1e6);
+    pause_for(pause_ms);
     return 0;
 }
 
