@@ -8,7 +8,7 @@ set_npt() {
         kill "$(cat "$held")"
         rm -f "$held"
     fi
-    # The end of a process that had a VM takes a moment.
+    # It takes its time.
     until modprobe -r kvm_amd; do
         tries=$((tries + 1))
         [ "$tries" -lt 50 ] || return

@@ -211,29 +211,31 @@ receive_files() {
 # Run all scripts: as often as it takes where the machine, and not what runs on it, fails. thread=single is the last resort: with
 # it no guest with several CPUs starts in the time that scripts give it.
 machine_run_all() { # MODE
-    local mode=$1 asserted='' hung=''
+    local mode=$1 asserted='' hung='' at
     while :; do
         machine_run "$mode"
+        at=${running_index:-start}
         case $outcome in
         assertion)
             [ "$mode" = multi ] || return
-            [ "$asserted" != "${running_index:-start}" ] || mode=single
-            asserted=${running_index:-start}
+            [ "$asserted" != "$at" ] || mode=single
+            asserted=$at
             note "QEMU ended itself with its tcg_handle_interrupt assertion (a bug of QEMU 7.2, not of what it ran);" \
                 "once more with thread=$mode, from ${running:-the start}"
             ;;
         hung)
             note "the machine crashed, or does not answer any more${running:+, while $running ran}"
             show_console
-            if [ "$hung" = "${running_index:-start}" ] && [ -z "$running" ]; then
+            if [ "$hung" != "$at" ]; then
+                hung=$at
+            elif [ "$at" = start ]; then
                 outcome=broken reason="the machine does not get to a script"
                 return
-            elif [ "$hung" = "$running_index" ]; then
+            else
                 # Twice at one place is the script's doing, somehow.
-                script_status[running_index]=124
+                script_status[at]=124
                 note "twice: $running counts as failed"
             fi
-            hung=${running_index:-start}
             note "once more, with what is left"
             ;;
         *) return ;;
