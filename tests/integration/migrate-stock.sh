@@ -22,6 +22,8 @@ uptime_of() { # NAME: in hundredths of a second
 }
 
 vm_start_serving home "" --memory 256M
+# What the kernel says of the machine it starts on is not of interest (in the rig: of XSAVE).
+vm_run home 'dmesg -c >/dev/null' 30
 vm_run home 'mkdir -p /tmp/w; (i=0; while :; do i=$((i+1)); echo $i > /tmp/w/n.new; mv /tmp/w/n.new /tmp/w/n; done) & echo $! > /tmp/pid' 60
 vm_run home 'dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null; md5sum /tmp/data > /tmp/sum' 120
 uptime_of home

@@ -36,6 +36,12 @@ done_testing
 EOF
 is "$status $(grep -c '^not ok' <<<"$output")" "1 4" "bad results fail the test"
 like "$output" $'^1..4\n.*# a detail\n.*# got:    1\n# wanted: 2\n.*# said' "and say why"
+inner <<<'reads() { line=$1; }; line=; check one reads more; is "$line" more two; done_testing'
+is "$status $(grep -c ^ok <<<"$output")" "0 2" "what a checked function finds out is known afterwards"
+inner <<<'gives_up() { bail "no way"; }; on_exit echo last; check one gives_up; done_testing'
+like "$status $output" '^1 Bail out! no way' "one that bails out in a check says so"
+inner <<<'ends() { exit 3; }; check one ends; done_testing'
+like "$status $output" '^3 Bail out! the test ended' "one that ends in a check is an early end"
 inner <<<'plan 2; ok one; done_testing'
 is "$status" 1 "fewer results than planned fail the test"
 inner <<<'ok one; exit 0'

@@ -35,7 +35,7 @@ tap_finish() {
         status=1
     fi
     if [ -z "$tap_done" ]; then
-        echo "Bail out! the test ended after $tap_count results, with status $status"
+        echo "Bail out! the test ended after $tap_count results, with status $status" >&"${tap_out:-1}"
         [ "$status" -ne 0 ] || status=1
     fi
     exit "$status"
@@ -91,14 +91,20 @@ not_ok() {
     [ $# -lt 2 ] || diag "$2"
 }
 
+# In this shell: a function that reads a console has to know afterwards how far it has read.
 check() {
-    local name=$1 output
+    local name=$1 status tap_out
     shift
-    if output=$("$@" 2>&1); then
+    # For one that bails out.
+    exec {tap_out}>&1
+    "$@" >"$tap_dir/.check" 2>&1
+    status=$?
+    exec {tap_out}>&-
+    if [ $status = 0 ]; then
         ok "$name"
     else
         not_ok "$name" "failed: $*"
-        [ -z "$output" ] || diag "$output"
+        diag <"$tap_dir/.check"
     fi
 }
 
@@ -126,7 +132,7 @@ skip() {
 }
 
 bail() {
-    echo "Bail out! $*"
+    echo "Bail out! $*" >&"${tap_out:-1}"
     tap_done=yes
     exit 1
 }
