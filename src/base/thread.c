@@ -38,6 +38,23 @@ void thread_set_hook(void (*hook)(enum thread_kind kind))
     enter_hook = hook;
 }
 
+int thread_start(pthread_t *ret, size_t stack_size, void *(*run)(void *arg), void *arg)
+{
+    sigset_t all, old;
+    pthread_attr_t attr;
+    int r;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_init(&attr);
+    if (stack_size)
+        pthread_attr_setstacksize(&attr, stack_size);
+    r = -pthread_create(ret, &attr, run, arg);
+    pthread_attr_destroy(&attr);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return r;
+}
+
 /* What tells of a mistake of the thread itself must reach it, whoever made it with all signals blocked. */
 static void unblock_faults(void)
 {

@@ -9,6 +9,7 @@
 #ifndef UMBRA_BASE_THREAD_H
 #define UMBRA_BASE_THREAD_H
 
+#include <pthread.h>
 #include <stddef.h>
 
 enum thread_kind {
@@ -25,6 +26,12 @@ enum thread_kind {
 
 /* "main", "vcpu", ... */
 const char *thread_kind_name(enum thread_kind kind);
+
+/*
+ * Make a thread without signals: those are for the main thread and for vCPUs. stack_size: bytes, 0: as the system has it. 0 or
+ * -errno.
+ */
+int thread_start(pthread_t *ret, size_t stack_size, void *(*run)(void *arg), void *arg);
 
 /*
  * Begin: `name` (at most 15 bytes) becomes the calling thread's. Then the hook is called, which locks the thread in; the

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/uio.h>
@@ -129,18 +128,14 @@ static void pool_stop(void *backend)
 
 static int start_threads(struct pool *p)
 {
-    sigset_t all, before;
     int r = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (r == 0 && p->started < POOL_THREADS) {
-        r = pthread_create(&p->threads[p->started], NULL, work, p);
+        r = thread_start(&p->threads[p->started], 0, work, p);
         if (r == 0)
             p->started++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return -r;
+    return r;
 }
 
 static int pool_start(struct disk *d, void **ret)

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -65,8 +64,6 @@ static void *run(void *arg)
 static int start(struct io_thread *t)
 {
     struct epoll_event wake = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
-    sigset_t all, before;
-    int r;
 
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (t->epoll_fd < 0)
@@ -76,12 +73,7 @@ static int start(struct io_thread *t)
         return t->wake_fd;
     if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->wake_fd, &wake) < 0)
         return -errno;
-    /* Signals are the main thread's. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    r = pthread_create(&t->thread, NULL, run, t);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return -r;
+    return thread_start(&t->thread, 0, run, t);
 }
 
 static void release(struct io_thread *t)

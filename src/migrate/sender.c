@@ -2,7 +2,6 @@
 #include "config.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 #include "base/bitmap.h"
@@ -331,16 +330,12 @@ static void *sender_thread(void *arg)
 
 int mig_senders_start(struct mig_source *s)
 {
-    sigset_t all, old;
     int r = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     for (unsigned int i = 0; i < s->channels && r == 0; i++) {
-        r = -pthread_create(&s->senders[i].thread, NULL, sender_thread, &s->senders[i]);
+        r = thread_start(&s->senders[i].thread, 0, sender_thread, &s->senders[i]);
         s->senders[i].started = r == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     return r;
 }
 

@@ -656,7 +656,7 @@ static int start_thread(struct snapshotter *s, const struct snapshot_request *re
     s->status = (struct snapshot_status){.phase = SNAPSHOT_ACTIVE};
     strcpy(s->status.dir, request->dir);
     strcpy(s->status.parent_id, s->meta.parent_id);
-    r = -pthread_create(&s->thread, NULL, job_thread, s);
+    r = thread_start(&s->thread, 0, job_thread, s);
     if (r < 0) {
         s->status = (struct snapshot_status){.phase = SNAPSHOT_NONE};
         return fail(s, r, "snapshot: thread");

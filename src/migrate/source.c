@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -586,7 +585,6 @@ static int allocate(struct mig_source *s)
 int mig_source_start(const struct mig_source_config *config, struct mig_source **ret)
 {
     struct mig_source *s = calloc(1, sizeof(*s));
-    sigset_t all, old;
     int r;
 
     if (!s) {
@@ -610,12 +608,8 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
     r = allocate(s);
     for (unsigned int i = 0; i < s->channels && r == 0 && config->parameters.zstd_level && !config->local; i++)
         r = mig_packer_new(config->parameters.zstd_level, &s->senders[i].packer);
-    if (r == 0) {
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = -pthread_create(&s->thread, NULL, coordinator, s);
-        pthread_sigmask(SIG_SETMASK, &old, NULL);
-    }
+    if (r == 0)
+        r = thread_start(&s->thread, 0, coordinator, s);
     s->started = r == 0;
     if (r < 0) {
         mig_source_free(s);

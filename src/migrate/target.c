@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -267,9 +266,6 @@ static int wait_for_source(struct mig_target *t, struct mig_error *err)
 
 static int accept_channels(struct mig_target *t, struct mig_error *err)
 {
-    sigset_t all, old;
-
-    sigfillset(&all);
     for (unsigned int n = 1; n < t->channel_count;) {
         int r, fd = accept_one(t, HELLO_TIMEOUT_MS);
         struct mig_hello hello;
@@ -280,9 +276,7 @@ static int accept_channels(struct mig_target *t, struct mig_error *err)
         if (!take_connection(t, fd, false, &hello))
             continue;
         c = &t->channels[hello.channel];
-        pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = -pthread_create(&c->thread, NULL, channel_thread, c);
-        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        r = thread_start(&c->thread, 0, channel_thread, c);
         if (r < 0)
             return mig_error(err, r, "no thread for channel %u", hello.channel);
         c->started = true;
@@ -502,7 +496,6 @@ int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, cons
                      struct mig_target **ret, struct mig_error *err)
 {
     struct mig_target *t = calloc(1, sizeof(*t));
-    sigset_t all, old;
     unsigned int n;
     int r;
 
@@ -530,10 +523,7 @@ int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, cons
     if (r >= 0)
         r = open_listener(t, uri, err);
     if (r >= 0) {
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = -pthread_create(&t->thread, NULL, target_thread, t);
-        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        r = thread_start(&t->thread, 0, target_thread, t);
         t->started = r == 0;
     }
     if (r < 0) {

@@ -64,6 +64,7 @@ struct mem {
     int fd;
     bool hugepages, prealloc, transparent;
     bool private; /* atomic: a snapshot may be written while the guest resets */
+    bool held;    /* atomic; see mem_hold_pages */
     uint8_t *area; /* guard, RAM, guard, alias, guard */
     size_t area_size;
     uint8_t *ram, *alias;
@@ -629,7 +630,7 @@ int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len)
     assert(offset <= mem->size && len <= mem->size - offset);
     start = align_up(offset, page);
     end = align_down(offset + len, page);
-    if (start >= end)
+    if (start >= end || __atomic_load_n(&mem->held, __ATOMIC_ACQUIRE))
         return 0;
     if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE)) {
         if (madvise(mem->ram + start, end - start, MADV_DONTNEED) < 0)
@@ -640,6 +641,16 @@ int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len)
     /* Afterwards, so that whoever copies what is noted copies zeros; also on failure: a part may be gone. */
     note_range(mem, start, end - start);
     return r < 0 ? r : (int64_t)(end - start);
+}
+
+void mem_hold_pages(struct mem *mem, bool on)
+{
+    int advice = on || !mem->transparent ? MADV_NOHUGEPAGE : MADV_HUGEPAGE;
+
+    __atomic_store_n(&mem->held, on, __ATOMIC_RELEASE);
+    /* A kernel without huge pages refuses. */
+    (void)madvise(mem->ram, mem->size, advice);
+    (void)madvise(mem->alias, mem->size, advice);
 }
 
 bool mem_given_is_zero(const struct mem *mem)

@@ -143,6 +143,11 @@ int mem_discard(struct mem *mem);
  */
 int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len);
 bool mem_given_is_zero(const struct mem *mem);
+/*
+ * While it is held no page comes or goes by itself: nothing is given back (pages stay as they are, which a guest has to expect as
+ * well), and the kernel puts no huge pages together. Not for private memory.
+ */
+void mem_hold_pages(struct mem *mem, bool on);
 /* Bytes of guest memory that the host has allocated (the RAM file's), or -errno; -ENOTSUP while memory is private. */
 int64_t mem_allocated(const struct mem *mem);
 

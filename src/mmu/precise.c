@@ -23,12 +23,10 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
@@ -38,15 +36,12 @@
 #include "base/thread.h"
 #include "base/util.h"
 #include "mmu/pageset.h"
+#include "mmu/userfault.h"
 
 #ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 #define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
 #endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
 
-#define DEVICE "/dev/userfaultfd"
 #define STACK_SIZE (64 * KiB)
 /* Tables written between two ticks; more are found by a scan. A power of two. */
 #define RING_ENTRIES 8192u
@@ -93,42 +88,17 @@ struct precise {
 
 /* -- the kernel's side -------------------------------------------------------- */
 
-static int open_device(void)
-{
-    int device = open(DEVICE, O_RDWR | O_CLOEXEC), fd, r;
-
-    if (device < 0)
-        return -errno;
-    fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    r = -errno;
-    close(device);
-    return fd < 0 ? r : fd;
-}
-
 int precise_open(void)
 {
-    struct uffdio_api api = {.api = UFFD_API,
-                             .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
-    int r, fd = open_device();
+    int fd = userfault_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
 
-    if (fd < 0) {
-        fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-        r = -errno;
-    }
-    if (fd < 0) {
-        if (r == -EPERM)
-            log_err_errno(r, "precise: no userfaultfd: it takes access to " DEVICE
-                             ", vm.unprivileged_userfaultfd=1 or CAP_SYS_PTRACE");
-        else
-            log_err_errno(r, "precise: no userfaultfd");
-        return r;
-    }
-    if (ioctl(fd, UFFDIO_API, &api) < 0) {
-        r = errno == EINVAL ? -EOPNOTSUPP : -errno;
-        log_err_errno(r, "precise: userfaultfd cannot write-protect shared memory (Linux 5.19 can)");
-        close(fd);
-        return r;
-    }
+    if (fd == -EPERM)
+        log_err_errno(fd, "precise: no userfaultfd: it takes access to " USERFAULT_DEVICE
+                          ", vm.unprivileged_userfaultfd=1 or CAP_SYS_PTRACE");
+    else if (fd == -EOPNOTSUPP)
+        log_err_errno(fd, "precise: userfaultfd cannot write-protect shared memory (Linux 5.19 can)");
+    else if (fd < 0)
+        log_err_errno(fd, "precise: no userfaultfd");
     return fd;
 }
 
@@ -306,20 +276,10 @@ static void *precise_thread(void *arg)
     return NULL;
 }
 
-/* Without signals: those are for the main thread and for vCPUs. */
 static int start_thread(struct precise *p)
 {
-    sigset_t all, old;
-    pthread_attr_t attr;
-    int r;
+    int r = thread_start(&p->thread, STACK_SIZE, precise_thread, p);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_SIZE);
-    r = -pthread_create(&p->thread, &attr, precise_thread, p);
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     p->started = r == 0;
     return r;
 }

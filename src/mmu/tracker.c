@@ -8,7 +8,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 
 #include "base/log.h"
@@ -99,23 +98,12 @@ static void *tracker_thread(void *arg)
 /* Under the lock. Without a thread nothing is tracked live; questions still bring the mirror up to date. */
 static void start_thread(struct tracker *t)
 {
-    sigset_t all, old;
-    pthread_attr_t attr;
     int r;
 
     if (t->started || t->config.no_thread || !ticks(t))
         return;
-    sigfillset(&all);
-    sigdelset(&all, SIGSEGV);
-    sigdelset(&all, SIGBUS);
-    sigdelset(&all, SIGSYS);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_SIZE);
-    r = pthread_create(&t->thread, &attr, tracker_thread, t);
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (r)
+    r = thread_start(&t->thread, STACK_SIZE, tracker_thread, t);
+    if (r < 0)
         log_err_errno(r, "mmu: cannot create the tracker's thread");
     t->started = r == 0;
 }

@@ -9,12 +9,12 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "base/thread.h"
 #include "base/util.h"
 
 #define FETCH_STACK_SIZE (64 * KiB)
@@ -167,18 +167,7 @@ static void *fetch_thread(void *arg)
 
 static int start_thread(struct cpuid_fetch *f)
 {
-    sigset_t all, old;
-    pthread_attr_t attr;
-    int r;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, FETCH_STACK_SIZE);
-    r = -pthread_create(&f->thread, &attr, fetch_thread, f);
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return r;
+    return thread_start(&f->thread, FETCH_STACK_SIZE, fetch_thread, f);
 }
 
 int cpuid_fetch_start(int kvm_fd, struct cpuid_fetch **ret)

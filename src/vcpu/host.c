@@ -11,13 +11,13 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/util.h"
 #include "mmu/mem.h"
+#include "mmu/userfault.h"
 #include "vcpu/stats.h"
 #include "vcpu/vm-internal.h"
 
@@ -302,31 +302,12 @@ static void ask_capabilities(int kvm_fd, struct host_info *info)
     info->stats_fd = has(kvm_fd, KVM_CAP_BINARY_STATS_FD);
 }
 
-/* One that also serves faults the kernel takes on KVM's behalf; UFFD_USER_MODE_ONLY would not. */
-static int open_userfaultfd(void)
-{
-    int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd;
-
-    if (dev >= 0) {
-        fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-        close(dev);
-        if (fd >= 0)
-            return fd;
-    }
-    return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-}
-
 static void ask_userfaultfd(struct host_info *info)
 {
-    const uint64_t wanted = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
-    struct uffdio_api api = {.api = UFFD_API};
-    int fd = open_userfaultfd();
+    int fd = userfault_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
 
-    if (fd < 0)
-        return;
-    if (ioctl(fd, UFFDIO_API, &api) == 0)
-        info->userfaultfd = (api.features & wanted) == wanted;
-    close(fd);
+    info->userfaultfd = fd >= 0;
+    fd_close(fd);
 }
 
 /* -- the speed of ring 0 -- */
