@@ -34,10 +34,15 @@ static const char *status_of(const json_t *report)
     return status;
 }
 
+static bool is_postcopy(const char *status)
+{
+    return strncmp(status, "postcopy-", strlen("postcopy-")) == 0;
+}
+
 static bool is_over(const char *status)
 {
     return strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0 ||
-           strcmp(status, "none") == 0;
+           strcmp(status, "none") == 0 || strcmp(status, "postcopy-paused") == 0;
 }
 
 /* -- settings -- */
@@ -54,14 +59,15 @@ static int size_option(const struct ctl *ctl, const char *name, uint64_t *ret)
 struct wishes {
     uint64_t bandwidth, downtime_ms, channels; /* as given; UINT64_MAX: not */
     const char *strategy;
-    bool zstd;
+    bool zstd, postcopy;
 };
 
 static int read_wishes(const struct ctl *ctl, struct wishes *w)
 {
     int r;
 
-    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy"), ctl_opt(ctl, "zstd") != NULL};
+    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy"), ctl_opt(ctl, "zstd") != NULL,
+                         ctl_opt(ctl, "postcopy") != NULL};
     r = size_option(ctl, "bandwidth", &w->bandwidth);
     if (r == CTL_DONE)
         r = ctl_opt_number(ctl, "downtime", 0, 2000000, &w->downtime_ms);
@@ -70,12 +76,12 @@ static int read_wishes(const struct ctl *ctl, struct wishes *w)
     return r;
 }
 
-static int set_channels(const struct ctl *ctl, struct client *c, bool many)
+static int set_capability(const struct ctl *ctl, struct client *c, const char *name, bool state)
 {
     json_t *args = json_object_new_object(), *list = json_object_new_array(), *entry = json_object_new_object();
 
-    json_add_str(entry, "capability", "multifd");
-    json_add_bool(entry, "state", many);
+    json_add_str(entry, "capability", name);
+    json_add_bool(entry, "state", state);
     json_push(list, entry);
     json_add(args, "capabilities", list);
     return ctl_ask(ctl, c, "migrate-set-capabilities", args, NULL);
@@ -98,8 +104,8 @@ static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wi
         json_add_str(args, "strategy", w->strategy);
     r = ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);
     if (r == CTL_DONE && w->channels != UINT64_MAX)
-        r = set_channels(ctl, c, w->channels > 1);
-    return r;
+        r = set_capability(ctl, c, "multifd", w->channels > 1);
+    return r == CTL_DONE && w->postcopy ? set_capability(ctl, c, "postcopy-ram", true) : r;
 }
 
 /* -- watching -- */
@@ -116,6 +122,11 @@ static void show(const struct ctl *ctl, const json_t *report)
     bool converges = true;
     double mbps = 0;
 
+    if (is_postcopy(status_of(report))) {
+        progress("%s: the guest runs at the target, %s of its memory to follow, %llu pages it had to wait for", ctl->vm,
+                 size_format(remaining, left, sizeof(left)), (unsigned long long)answer_u64(ram, "postcopy-requests"));
+        return;
+    }
     if (ram && json_object_object_get_ex(ram, "mbps", &v))
         mbps = json_object_get_double(v);
     if (json_get_obj(report, "forecast", &forecast) == 0) {
@@ -138,7 +149,33 @@ static void show(const struct ctl *ctl, const json_t *report)
              (unsigned long long)answer_u64(ram, "dirty-pages-rate"), expected);
 }
 
-static int watch(const struct ctl *ctl, struct client *c, json_t **ret)
+/* Interrupted. *cancelled: it has been asked to end. */
+static int interrupt(const struct ctl *ctl, struct client *c, const char *status, bool *cancelled)
+{
+    if (is_postcopy(status)) {
+        progress_clear();
+        ctl_note("%s: the guest is at the target, and its memory goes on following it", ctl->vm);
+        return CTL_FAILED;
+    }
+    if (*cancelled)
+        return CTL_DONE;
+    *cancelled = true;
+    return ctl_ask(ctl, c, "migrate_cancel", NULL, NULL);
+}
+
+/* The first round is over: the guest may go. */
+static void go_early(const struct ctl *ctl, struct client *c, const json_t *report, bool *wanted)
+{
+    struct failure unheard = {0};
+
+    if (!*wanted || strcmp(status_of(report), "active") != 0 || answer_u64(answer_obj(report, "ram"), "dirty-sync-count") < 2)
+        return;
+    *wanted = false;
+    /* It may have come to its end just now. */
+    (void)client_call(c, "migrate-start-postcopy", NULL, ctl->reply_timeout_ms, NULL, NULL, &unheard);
+}
+
+static int watch(const struct ctl *ctl, struct client *c, bool postcopy, json_t **ret)
 {
     bool cancelled = false;
 
@@ -157,13 +194,12 @@ static int watch(const struct ctl *ctl, struct client *c, json_t **ret)
             return CTL_DONE;
         }
         show(ctl, report);
+        go_early(ctl, c, report, &postcopy);
+        if (poll(&p, 1, POLL_MS) > 0 && term_signals(NULL))
+            r = interrupt(ctl, c, status_of(report), &cancelled);
         json_object_put(report);
-        if (poll(&p, 1, POLL_MS) > 0 && term_signals(NULL) && !cancelled) {
-            cancelled = true;
-            r = ctl_ask(ctl, c, "migrate_cancel", NULL, NULL);
-            if (r)
-                return r;
-        }
+        if (r)
+            return r;
     }
 }
 
@@ -187,10 +223,16 @@ static int print_end(const struct ctl *ctl, const json_t *report)
     if (strcmp(status, "completed") != 0) {
         json_get_str(report, "error-desc", &why);
         ctl_error("%s: migration %s%s%s", ctl->vm, status, *why ? ": " : "", why);
-        if (json_get_obj(report, "forecast", &forecast) == 0 && json_get_str(forecast, "who", &who) == 0)
+        if (is_postcopy(status))
+            ctl_note("%s: the guest waits for it; vmctl migrate --resume goes on when the target can be reached", ctl->vm);
+        else if (json_get_obj(report, "forecast", &forecast) == 0 && json_get_str(forecast, "who", &who) == 0)
             ctl_note("%s: most pages are written by: %s", ctl->vm, who);
         return CTL_FAILED;
     }
+    if (answer_u64(report, "postcopy-time"))
+        printf("%s: ran at the target after %.2f s, the rest of its memory came within %.2f s; %llu pages it waited for\n", ctl->vm,
+               (double)(answer_u64(report, "total-time") - answer_u64(report, "postcopy-time")) / 1e3,
+               (double)answer_u64(report, "postcopy-time") / 1e3, (unsigned long long)answer_u64(ram, "postcopy-requests"));
     printf("%s: moved in %.2f s, %llu rounds, %s sent, downtime %llu ms\n", ctl->vm, (double)answer_u64(report, "total-time") / 1e3,
            (unsigned long long)answer_u64(ram, "dirty-sync-count"), size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)),
            (unsigned long long)answer_u64(report, "downtime"));
@@ -376,16 +418,17 @@ int ctl_cmd_migrate(struct ctl *ctl)
         return r;
     if (ctl_opt(ctl, "plan"))
         return plan(ctl, c, &w);
-    r = apply_wishes(ctl, c, &w);
+    r = ctl_opt(ctl, "resume") ? CTL_DONE : apply_wishes(ctl, c, &w);
     if (r)
         return r;
     args = json_object_new_object();
     json_add_str(args, "uri", ctl->args[0]);
     json_add_bool(args, "local", ctl_opt(ctl, "local") != NULL);
+    json_add_bool(args, "resume", ctl_opt(ctl, "resume") != NULL);
     term_catch_signals();
     r = ctl_ask(ctl, c, "migrate", args, NULL);
     if (r == CTL_DONE)
-        r = watch(ctl, c, &report);
+        r = watch(ctl, c, w.postcopy, &report);
     if (r)
         return r;
     if (ctl->output == CTL_JSON) {

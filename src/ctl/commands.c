@@ -115,7 +115,9 @@ static const struct ctl_option migrate_options[] = {
     {'d', "downtime", "MS", "how long the guest may stand still (default 300)"},
     {'n', "channels", "N", "over so many connections, 1 to 16"},
     {'z', "zstd", NULL, "pack the pages, for a slow network"},
-    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), throttle, stop"},
+    {'s', "strategy", "WHAT", "when it does not converge: cancel (default), throttle, stop, postcopy"},
+    {0, "postcopy", NULL, "let the guest go after the first round, the rest of its memory follows"},
+    {'r', "resume", NULL, "go on with a post-copy that has lost its connection"},
     {'p', "plan", NULL, "only measure the guest and tell how it would go"},
     END_OF_OPTIONS,
 };

@@ -204,6 +204,15 @@ static void rule_migration(const struct doctor_vm *vm, struct findings *f)
     char a[FMT_MAX], b[FMT_MAX];
     struct finding *x;
 
+    if (strcmp(text(vm->migrate, "status"), "postcopy-paused") == 0) {
+        x = doctor_found(f, SEVERITY_CRITICAL, "migration", "%.300s", text(vm->migrate, "error-desc"));
+        doctor_advise(x, "bring the network back, then vmctl migrate --resume where the guest came from; end neither of the two before");
+        return;
+    }
+    if (strcmp(text(vm->migrate, "status"), "failed") == 0) {
+        x = doctor_found(f, SEVERITY_WARNING, "migration", "the last migration failed: %.300s", text(vm->migrate, "error-desc"));
+        doctor_advise(x, "the guest goes on here; what the message names has to be mended first");
+    }
     if (!*text(vm->dirty_rate, "status"))
         return;
     if (strcmp(text(vm->dirty_rate, "status"), "measured") != 0) {

@@ -62,6 +62,12 @@ void machine_consoles_drain(struct machine *m)
         chardev_drain(m->virtio_console, DRAIN_MS);
 }
 
+void machine_consoles_leave(struct machine *m)
+{
+    chardev_leave(m->console);
+    chardev_leave(m->virtio_console);
+}
+
 void machine_consoles_free(struct machine *m)
 {
     chardev_free(m->console);

@@ -41,6 +41,8 @@ struct machine {
     bool ended;
     enum run_state left_from; /* what finish-migrate came after */
     bool memory_given; /* guest memory is another process's now */
+    bool memory_kept;  /* the guest runs elsewhere with a part of it: see machine_keep_memory */
+    bool arriving;     /* some of it is still to come: see machine_arrived */
     struct host_info host;
     bool host_examined; /* all of it, not only paging */
 
@@ -68,6 +70,7 @@ void machine_take_requests(struct machine *m);
 int machine_consoles_open(struct machine *m);
 void machine_consoles_start(struct machine *m);
 void machine_consoles_drain(struct machine *m);
+void machine_consoles_leave(struct machine *m);
 void machine_consoles_free(struct machine *m);
 
 /* machine-balloon.c: event BALLOON_CHANGE, once a second at most. */

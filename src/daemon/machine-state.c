@@ -183,10 +183,33 @@ void machine_left(struct machine *m, bool memory)
     m->memory_given |= memory;
 }
 
-void machine_arrived(struct machine *m, bool run)
+void machine_keep_memory(struct machine *m, bool on)
+{
+    m->memory_kept = on;
+}
+
+void machine_whole(struct machine *m)
+{
+    if (!m->arriving)
+        return;
+    m->arriving = false;
+    if (m->ended)
+        return;
+    if (m->state == RUN_STATE_RUNNING)
+        machine_mmu_resuming(m->mmu);
+    machine_take_requests(m);
+}
+
+bool machine_memory_arrives(const struct machine *m)
+{
+    return m->arriving;
+}
+
+void machine_arrived(struct machine *m, bool run, bool arriving)
 {
     assert(m->state == RUN_STATE_INMIGRATE);
     m->state = RUN_STATE_PAUSED;
+    m->arriving = arriving;
     if (run)
         machine_cont(m, &(const char *){NULL});
 }

@@ -44,7 +44,17 @@ void machine_stay(struct machine *m);
 /* It is gone: postmigrate. With its memory (`memory`) it can never run here again. */
 void machine_left(struct machine *m, bool memory);
 
-/* From inmigrate, memory and state complete, to running (RESUME) or paused. */
-void machine_arrived(struct machine *m, bool run);
+/* The memory of a guest that has left is needed as it is (post-copy): it can neither go on nor be reset. */
+void machine_keep_memory(struct machine *m, bool on);
+
+/*
+ * From inmigrate, the state complete, to running (RESUME) or paused. arriving: some of guest memory is still to come, and whoever touches
+ * it waits. Until machine_whole nothing is done then that looks at guest memory or waits for a vCPU or a device: no
+ * ticks of the tracker, no request of the guest's (it waits), no command that does (machine_memory_arrives).
+ */
+void machine_arrived(struct machine *m, bool run, bool arriving);
+/* All of it is here. Nothing where it was before. */
+void machine_whole(struct machine *m);
+bool machine_memory_arrives(const struct machine *m);
 
 #endif

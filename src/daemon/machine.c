@@ -47,7 +47,8 @@ void machine_guest_stop(struct machine *m)
 
 void machine_guest_run(struct machine *m)
 {
-    machine_mmu_resuming(m->mmu);
+    if (!m->arriving)
+        machine_mmu_resuming(m->mmu);
     machine_devices_resume(m->devices);
     vm_resume(m->vm);
 }
@@ -249,6 +250,9 @@ void machine_take_requests(struct machine *m)
     unsigned int requests;
 
     fd_event_clear(m->request_fd);
+    /* To stop a vCPU or a device may take pages that are not here. */
+    if (m->arriving)
+        return;
     requests = atomic_exchange(&m->requests, 0);
     if (m->ended)
         return;
@@ -438,6 +442,12 @@ int machine_new(const struct config *config, struct net_backend *const *nets, st
     return 0;
 }
 
+void machine_abandon(struct machine *m)
+{
+    machine_consoles_drain(m);
+    machine_consoles_leave(m);
+}
+
 void machine_free(struct machine *m)
 {
     if (!m)
@@ -483,7 +493,7 @@ int machine_start(struct machine *m)
         r = machine_restore_state(m);
         if (r < 0)
             return r;
-        machine_arrived(m, !m->config->paused);
+        machine_arrived(m, !m->config->paused, false);
     }
     return 0;
 }
@@ -527,6 +537,10 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_POSTMIGRATE:
         if (m->memory_given) {
             *ret_why = "guest memory was handed over to another process";
+            return -EPERM;
+        }
+        if (m->memory_kept) {
+            *ret_why = "the guest runs at the target, which needs its memory here";
             return -EPERM;
         }
         __attribute__((fallthrough));
@@ -577,7 +591,7 @@ int machine_reset(struct machine *m)
 {
     int r;
 
-    if (m->state == RUN_STATE_INMIGRATE || m->state == RUN_STATE_FINISH_MIGRATE || m->memory_given)
+    if (m->state == RUN_STATE_INMIGRATE || m->state == RUN_STATE_FINISH_MIGRATE || m->memory_given || m->memory_kept)
         return -EBUSY;
     r = reset(m, false, "host-qmp-system-reset");
 
@@ -599,7 +613,10 @@ static void quit(struct machine *m, const char *reason)
 {
     if (m->ended)
         return;
-    machine_guest_stop(m);
+    if (m->arriving || m->memory_kept)
+        log_err("the guest is lost%s: a part of its memory had not come yet", m->memory_kept ? " where it runs" : "");
+    if (!m->arriving)
+        machine_guest_stop(m);
     m->state = RUN_STATE_SHUTDOWN;
     machine_emit(m, "SHUTDOWN", guest_reason(false, reason));
     machine_end(m, 0);

@@ -49,6 +49,11 @@ struct machine_observer {
 int machine_new(const struct config *config, struct net_backend *const *nets, struct event_base *events,
                 const struct machine_observer *observer, struct machine **ret);
 void machine_free(struct machine *m);
+/*
+ * Leave nothing outside of the process, which must end at once afterwards: some of its threads wait for pages that will not come,
+ * and cannot be joined; and none of them may go on.
+ */
+void machine_abandon(struct machine *m);
 
 /*
  * Load the guest and start it, unless --paused: then it stays in prelaunch. One that is to arrive from elsewhere
@@ -64,7 +69,7 @@ const char *machine_run_state_name(enum run_state state);
 void machine_stop(struct machine *m);
 /* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
 int machine_cont(struct machine *m, const char **ret_why);
-/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY while the guest arrives, leaves, or is gone with its memory. */
+/* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY while the guest arrives, leaves, or is gone and its memory needed. */
 int machine_reset(struct machine *m);
 /* Press the power button; -ENODEV while the guest has not enabled it. */
 int machine_powerdown(struct machine *m);

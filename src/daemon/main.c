@@ -17,6 +17,7 @@
 #include "daemon/configuration.h"
 #include "daemon/host-report.h"
 #include "daemon/lockdown.h"
+#include "daemon/machine-state.h"
 #include "daemon/machine.h"
 #include "daemon/migration.h"
 #include "daemon/metrics.h"
@@ -191,6 +192,12 @@ static void finish(struct daemon *d)
         qmp_server_flush(d->qmp, FLUSH_MS);
     metrics_free(d->metrics);
     qmp_server_free(d->qmp);
+    if (d->machine && machine_memory_arrives(d->machine)) {
+        migration_abandon(d->migration);
+        machine_abandon(d->machine);
+        rundir_free(d->rundir);
+        _exit(d->status);
+    }
     migration_free(d->migration);
     service_free(d->service);
     machine_free(d->machine);

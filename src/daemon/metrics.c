@@ -1,5 +1,6 @@
 #include "config.h"
 
+#include "daemon/machine-state.h"
 #include "daemon/metrics.h"
 
 #include <errno.h>
@@ -102,7 +103,8 @@ static void write_balloon(struct om_writer *w, const struct metrics_source *s)
     struct device *balloon = machine_balloon(s->context->machine);
     struct vballoon_info info;
 
-    if (!balloon)
+    /* While memory arrives the device may wait for a page. */
+    if (!balloon || machine_memory_arrives(s->context->machine))
         return;
     vballoon_info(balloon, &info);
     om_single_u64(w, &memory, info.memory);

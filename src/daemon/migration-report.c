@@ -23,9 +23,10 @@ static void add_ram(json_t *to, const struct mig_report *r)
     json_add_u64(ram, "dirty-pages-rate", r->dirty_rate);
     json_add_double(ram, "mbps", (double)r->throughput * 8 / 1e6);
     json_add_u64(ram, "pages-per-second", bytes_to_pages(r->throughput));
-    json_add_u64(ram, "postcopy-requests", 0);
+    json_add_u64(ram, "postcopy-requests", r->requests);
+    json_add_u64(ram, "postcopy-bytes", r->postcopy_bytes);
     json_add_u64(ram, "multifd-bytes", r->channels > 1 ? r->transferred : 0);
-    json_add_u64(ram, "precopy-bytes", r->transferred);
+    json_add_u64(ram, "precopy-bytes", r->transferred - MIN(r->postcopy_bytes, r->transferred));
     json_add_u64(ram, "held-back", r->held);
     json_add_u64(ram, "held-back-tables", r->held_tables);
     json_add(to, "ram", ram);
@@ -118,7 +119,7 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
     json_add_str(o, "status", mig_status_name(r->status));
     json_add_u64(o, "total-time", r->total_ns / NSEC_PER_MSEC);
     json_add_u64(o, "setup-time", r->setup_ns / NSEC_PER_MSEC);
-    if (r->status == MIG_STATUS_COMPLETED)
+    if (r->status == MIG_STATUS_COMPLETED || mig_status_is_postcopy(r->status))
         json_add_u64(o, "downtime", DIV_ROUND_UP(r->downtime.total, NSEC_PER_MSEC));
     else
         json_add_u64(o, "expected-downtime", r->expected_downtime_ns / NSEC_PER_MSEC);
@@ -134,6 +135,10 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
     add_rounds(o, r);
     add_forecast(o, &r->forecast);
     add_plan(o, &r->plan);
+    if (r->postcopy_ns) {
+        json_add_u64(o, "postcopy-time", r->postcopy_ns / NSEC_PER_MSEC);
+        json_add_u64(o, "postcopy-recoveries", r->recoveries);
+    }
     json_add_u64(o, "harvest-us", r->harvest_ns / NSEC_PER_USEC);
     json_add_u64(o, "guest-stall", stall_ns / NSEC_PER_USEC);
     blockers = json_object_new_array();

@@ -47,14 +47,18 @@ struct migration {
     gpa_t writer; /* root of the address space that wrote the most when it was asked last */
     bool source_ended; /* its end was told: it needs the main loop no more */
     bool local;
+    bool whole; /* what arrived here is complete */
 
     int call_fd;
     struct event *call_event;
     pthread_mutex_t lock; /* protects what follows */
     pthread_cond_t answered;
     struct call *call; /* one at a time */
+    bool news;         /* the target's status is another, and nobody waits until that is told */
     bool closing;
 };
+
+static int target_status(struct migration *mg, void *arg);
 
 /* -- from a thread of the migration to the main loop -- */
 
@@ -81,8 +85,15 @@ static void on_call(evutil_socket_t fd, short what, void *arg)
 {
     struct migration *mg = arg;
     struct call *call;
+    bool news;
 
     fd_event_clear(mg->call_fd);
+    pthread_mutex_lock(&mg->lock);
+    news = mg->news;
+    mg->news = false;
+    pthread_mutex_unlock(&mg->lock);
+    if (news)
+        (void)target_status(mg, NULL);
     pthread_mutex_lock(&mg->lock);
     call = mg->call;
     if (call && !call->done) {
@@ -198,13 +209,16 @@ static void source_resume(void *opaque)
 
 static int left(struct migration *mg, void *arg)
 {
+    bool *needed = arg;
+
     machine_left(mg->machine, mg->local);
+    machine_keep_memory(mg->machine, *needed);
     return 0;
 }
 
-static void source_give_away(void *opaque)
+static void source_give_away(void *opaque, bool needed)
 {
-    (void)on_main(opaque, left, NULL);
+    (void)on_main(opaque, left, &needed);
 }
 
 static void log_end(const struct mig_report *r)
@@ -234,6 +248,8 @@ static int source_status(struct migration *mg, void *arg)
     mig_source_report(mg->source, &r);
     mg->source_ended = r.status == MIG_STATUS_COMPLETED || r.status == MIG_STATUS_FAILED ||
                        r.status == MIG_STATUS_CANCELLED;
+    if (mg->source_ended)
+        machine_keep_memory(mg->machine, false);
     emit_status(mg, &r);
     log_end(&r);
     return 0;
@@ -318,7 +334,7 @@ struct arrival {
     size_t len;
     uint64_t captured_ns;
     int fd;
-    bool run;
+    bool run, arriving;
     char *why;
     struct mig_error *err;
 };
@@ -413,13 +429,13 @@ static int arrive(struct migration *mg, void *arg)
 {
     struct arrival *a = arg;
 
-    machine_arrived(mg->machine, a->run);
+    machine_arrived(mg->machine, a->run, a->arriving && !mg->whole);
     return 0;
 }
 
-static int target_run(void *opaque, bool run)
+static int target_run(void *opaque, bool run, bool arriving)
 {
-    struct arrival a = {.run = run};
+    struct arrival a = {.run = run, .arriving = arriving};
 
     return on_main(opaque, arrive, &a);
 }
@@ -433,6 +449,10 @@ static int target_status(struct migration *mg, void *arg)
     mig_target_report(mg->target, &r);
     emit_status(mg, &r);
     log_end(&r);
+    if (r.status == MIG_STATUS_COMPLETED) {
+        mg->whole = true;
+        machine_whole(mg->machine);
+    }
     /* Whatever came is incomplete, and a guest of that name is running elsewhere. */
     if (r.status == MIG_STATUS_FAILED)
         mg->observer.on_end(mg->observer.opaque, EXIT_INCOMING);
@@ -441,7 +461,19 @@ static int target_status(struct migration *mg, void *arg)
 
 static void target_changed(void *opaque)
 {
-    (void)on_main(opaque, target_status, NULL);
+    struct migration *mg = opaque;
+    struct mig_report r;
+
+    mig_target_report(mg->target, &r);
+    if (!mig_status_is_postcopy(r.status) && r.postcopy_ns == 0) {
+        (void)on_main(mg, target_status, NULL);
+        return;
+    }
+    /* The main thread may wait for a page, which comes by the thread that is here. */
+    pthread_mutex_lock(&mg->lock);
+    mg->news = true;
+    pthread_mutex_unlock(&mg->lock);
+    fd_event_signal(mg->call_fd);
 }
 
 static const struct mig_target_ops target_ops = {
@@ -458,6 +490,12 @@ static int fail(char *error, int r, const char *text)
 {
     snprintf(error, MIGRATION_ERROR_MAX, "%s", text);
     return r;
+}
+
+/* Where to go on: "" where the guest came to or left by a descriptor. */
+static bool is_address(const char *uri)
+{
+    return strncmp(uri, "tcp:", 4) == 0 || strncmp(uri, "unix:", 5) == 0;
 }
 
 static bool source_runs(const struct migration *mg)
@@ -528,6 +566,17 @@ static int check_start(struct migration *mg, const char *uri, bool local, char *
     return 0;
 }
 
+static int check_postcopy(const struct mig_parameters *p, const char *uri, bool local, char *error)
+{
+    if (!p->postcopy && p->strategy != MIG_STRATEGY_POSTCOPY)
+        return 0;
+    if (local)
+        return fail(error, -EINVAL, "local: memory that is handed over has no pages to come after the guest (post-copy)");
+    if (strncmp(uri, "fd:", 3) == 0)
+        return fail(error, -EINVAL, "post-copy takes two connections or more: tcp:HOST:PORT or unix:PATH");
+    return 0;
+}
+
 /* Credentials for a stream to or from there: a Unix socket stays on this host, and goes without. *ret may be NULL. */
 static int load_tls(struct migration *mg, const char *uri, struct mig_tls **ret, char *error)
 {
@@ -571,6 +620,8 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
     int r = check_start(mg, uri, local, error);
 
     if (r == 0)
+        r = check_postcopy(&config.parameters, uri, local, error);
+    if (r == 0)
         r = load_tls(mg, uri, &config.tls, error);
     if (r < 0)
         return r;
@@ -582,7 +633,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
         config.fd = take_kept_fd(mg, uri + 3);
         if (config.fd < 0)
             r = fail(error, -ENOENT, "there is no descriptor of that name, pass one with getfd");
-    } else if (strncmp(uri, "tcp:", 4) != 0 && strncmp(uri, "unix:", 5) != 0) {
+    } else if (!is_address(uri)) {
         r = fail(error, -EINVAL, "the address is none of tcp:HOST:PORT, unix:PATH, fd:NAME");
     }
     if (r < 0) {
@@ -628,6 +679,43 @@ void migration_cancel(struct migration *mg)
 int migration_continue(struct migration *mg)
 {
     return mg->source ? mig_source_continue(mg->source) : -EINVAL;
+}
+
+int migration_start_postcopy(struct migration *mg)
+{
+    return mg->source ? mig_source_postcopy(mg->source) : -EINVAL;
+}
+
+int migration_pause(struct migration *mg)
+{
+    if (source_runs(mg))
+        return mig_source_pause(mg->source);
+    return mg->target ? mig_target_pause(mg->target) : -EINVAL;
+}
+
+int migration_resume(struct migration *mg, const char *uri, char *error)
+{
+    char host[MIGRATION_HOST_MAX + 1];
+    int r = -EINVAL;
+
+    if (!is_address(uri))
+        return fail(error, r, "the address is none of tcp:HOST:PORT, unix:PATH");
+    if (source_runs(mg))
+        r = mig_source_recover(mg->source, uri, tls_host(mg, uri, host));
+    return r == -EINVAL ? fail(error, r, "there is no post-copy that has lost its target") : r < 0 ? fail(error, r, strerrordesc_np(-r)) : 0;
+}
+
+int migration_recover(struct migration *mg, const char *uri, char *error)
+{
+    struct mig_error err = {""};
+    int r = -EINVAL;
+
+    if (!is_address(uri))
+        return fail(error, r, "the address is none of tcp:HOST:PORT, unix:PATH");
+    if (!mg->target)
+        return fail(error, r, "there is no post-copy that has lost its source");
+    r = mig_target_recover(mg->target, uri, &err);
+    return r < 0 ? fail(error, r, err.text) : 0;
 }
 
 const struct migration_settings *migration_settings(const struct migration *mg)
@@ -706,14 +794,25 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     return 0;
 }
 
-void migration_free(struct migration *mg)
+static void close_calls(struct migration *mg)
 {
-    if (!mg)
-        return;
     pthread_mutex_lock(&mg->lock);
     mg->closing = true;
     pthread_cond_broadcast(&mg->answered);
     pthread_mutex_unlock(&mg->lock);
+}
+
+void migration_abandon(struct migration *mg)
+{
+    close_calls(mg);
+    mig_target_abandon(mg->target);
+}
+
+void migration_free(struct migration *mg)
+{
+    if (!mg)
+        return;
+    close_calls(mg);
     mig_source_free(mg->source);
     mig_target_free(mg->target);
     migration_throttle_clear(&mg->throttle);

@@ -34,6 +34,8 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
                   struct migration **ret);
 /* Before the machine is freed. Cancels what runs. NULL is fine. */
 void migration_free(struct migration *mg);
+/* In post-copy, instead, when the process ends at once: see machine_abandon. */
+void migration_abandon(struct migration *mg);
 
 /*
  * Move the guest to a target at tcp:HOST:PORT, unix:PATH, or fd:NAME (a descriptor given by migration_keep_fd). `local`:
@@ -47,6 +49,14 @@ int migration_incoming(struct migration *mg, const char *uri, char *error);
 void migration_cancel(struct migration *mg);
 /* Out of pre-switchover. -EINVAL when it is not in it. */
 int migration_continue(struct migration *mg);
+
+/* Leave pre-copy for post-copy. -EINVAL where that is not possible now. */
+int migration_start_postcopy(struct migration *mg);
+/* Cut the connection of a post-copy; either side. -EINVAL when there is none. */
+int migration_pause(struct migration *mg);
+/* A post-copy has lost its connection. Source: connect again. Target: wait at this address too. -errno with error[MIGRATION_ERROR_MAX]. */
+int migration_resume(struct migration *mg, const char *uri, char *error);
+int migration_recover(struct migration *mg, const char *uri, char *error);
 
 const struct migration_settings *migration_settings(const struct migration *mg);
 /* Also for a migration that runs, but for its channels. */

@@ -11,7 +11,8 @@
 #include "daemon/qmp-internal.h"
 
 const char *const qmp_migrate_strategies[] = {
-    [MIG_STRATEGY_CANCEL] = "cancel", [MIG_STRATEGY_STOP] = "stop", [MIG_STRATEGY_THROTTLE] = "throttle", NULL};
+    [MIG_STRATEGY_CANCEL] = "cancel", [MIG_STRATEGY_STOP] = "stop", [MIG_STRATEGY_THROTTLE] = "throttle",
+    [MIG_STRATEGY_POSTCOPY] = "postcopy", NULL};
 
 const char *const qmp_migrate_compressions[] = {"none", "zstd", NULL};
 
@@ -27,13 +28,14 @@ json_t *qmp_migrate(struct qmp_request *req)
     struct migration *mg = migration_of(req);
     char error[MIGRATION_ERROR_MAX];
     const char *uri = NULL;
-    bool local = false;
+    bool local = false, resume = false;
 
     if (!mg)
         return NULL;
     json_get_str(req->args, "uri", &uri);
     json_get_bool(req->args, "local", &local);
-    if (migration_start(mg, uri, local, error) < 0) {
+    json_get_bool(req->args, "resume", &resume);
+    if ((resume ? migration_resume(mg, uri, error) : migration_start(mg, uri, local, error)) < 0) {
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot migrate: %s", error);
         return NULL;
     }
@@ -81,6 +83,49 @@ json_t *qmp_migrate_continue(struct qmp_request *req)
     return json_object_new_object();
 }
 
+json_t *qmp_migrate_start_postcopy(struct qmp_request *req)
+{
+    struct migration *mg = migration_of(req);
+
+    if (!mg)
+        return NULL;
+    if (migration_start_postcopy(mg) < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR,
+                      "there is no migration that copies, begun with capability 'postcopy-ram' or strategy 'postcopy'");
+        return NULL;
+    }
+    return json_object_new_object();
+}
+
+json_t *qmp_migrate_pause(struct qmp_request *req)
+{
+    struct migration *mg = migration_of(req);
+
+    if (!mg)
+        return NULL;
+    if (migration_pause(mg) < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "migrate-pause is currently only supported during postcopy-active state");
+        return NULL;
+    }
+    return json_object_new_object();
+}
+
+json_t *qmp_migrate_recover(struct qmp_request *req)
+{
+    struct migration *mg = migration_of(req);
+    char error[MIGRATION_ERROR_MAX];
+    const char *uri = NULL;
+
+    if (!mg)
+        return NULL;
+    json_get_str(req->args, "uri", &uri);
+    if (migration_recover(mg, uri, error) < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot wait for the source: %s", error);
+        return NULL;
+    }
+    return json_object_new_object();
+}
+
 json_t *qmp_query_migrate(struct qmp_request *req)
 {
     struct migration *mg = migration_of(req);
@@ -101,6 +146,7 @@ json_t *qmp_query_migrate_parameters(struct qmp_request *req)
     s = migration_settings(mg);
     answer = json_object_new_object();
     json_add_u64(answer, "max-bandwidth", s->parameters.max_bandwidth);
+    json_add_u64(answer, "max-postcopy-bandwidth", s->parameters.postcopy_bandwidth);
     json_add_u64(answer, "downtime-limit", s->parameters.downtime_limit_ns / NSEC_PER_MSEC);
     json_add_u64(answer, "multifd-channels", s->multifd_channels);
     json_add_str(answer, "multifd-compression", qmp_migrate_compressions[s->zstd]);
@@ -123,6 +169,8 @@ json_t *qmp_migrate_set_parameters(struct qmp_request *req)
     s = *migration_settings(mg);
     if (json_get_u64(req->args, "max-bandwidth", &v) == 0)
         s.parameters.max_bandwidth = v;
+    if (json_get_u64(req->args, "max-postcopy-bandwidth", &v) == 0)
+        s.parameters.postcopy_bandwidth = v;
     if (json_get_u64(req->args, "downtime-limit", &v) == 0)
         s.parameters.downtime_limit_ns = v * NSEC_PER_MSEC;
     if (json_get_u64(req->args, "multifd-channels", &v) == 0)
@@ -157,6 +205,8 @@ static bool *capability(struct migration_settings *s, const char *name)
         return &s->multifd;
     if (strcmp(name, "pause-before-switchover") == 0)
         return &s->parameters.pause_before_switchover;
+    if (strcmp(name, "postcopy-ram") == 0)
+        return &s->parameters.postcopy;
     return NULL;
 }
 
@@ -182,6 +232,7 @@ json_t *qmp_query_migrate_capabilities(struct qmp_request *req)
     add_capability(list, "events", true);
     add_capability(list, "multifd", s->multifd);
     add_capability(list, "pause-before-switchover", s->parameters.pause_before_switchover);
+    add_capability(list, "postcopy-ram", s->parameters.postcopy);
     return list;
 }
 

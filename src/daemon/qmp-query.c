@@ -193,8 +193,14 @@ json_t *qmp_get_guest_memory(struct qmp_request *req)
     json_t *answer, *table;
     const struct mem_slot *slots;
     unsigned int count;
-    int fd = open_read_only(req, mem);
+    int fd;
 
+    /* Who looks at a page that may come later gives the file one of zeros in its place. */
+    if (machine_run_state(req->machine) == RUN_STATE_INMIGRATE) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "the guest is still on its way here");
+        return NULL;
+    }
+    fd = open_read_only(req, mem);
     if (fd < 0)
         return NULL;
     table = json_object_new_array();

@@ -1,5 +1,6 @@
 #include "config.h"
 
+#include "daemon/machine-state.h"
 #include "daemon/qmp.h"
 
 #include <inttypes.h>
@@ -218,6 +219,10 @@ static const struct qmp_command *find_allowed(const struct qmp_session *session,
     }
     if (session->read_only && !(cmd->flags & QMP_READONLY)) {
         qmp_error_set(err, QMP_GENERIC_ERROR, "The command %s is not available on the read-only socket", name);
+        return NULL;
+    }
+    if ((cmd->flags & QMP_WHOLE) && machine_memory_arrives(session->context->machine)) {
+        qmp_error_set(err, QMP_GENERIC_ERROR, "The command %s has to wait: a part of the guest's memory is still to come", name);
         return NULL;
     }
     return cmd;

@@ -68,6 +68,7 @@ struct qmp_request {
 
 enum qmp_flags {
     QMP_READONLY = 1 << 0, /* also on control-ro.sock */
+    QMP_WHOLE = 1 << 1,    /* not while a part of guest memory is still to come: it might wait for that */
 };
 
 struct qmp_command {

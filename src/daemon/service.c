@@ -9,6 +9,7 @@
 #include "base/size.h"
 #include "base/systemd.h"
 #include "base/thread.h"
+#include "daemon/machine-state.h"
 
 /* A thread is stuck when it does not move for two looks; two more of them, and the watchdog bites. */
 #define LOOKS_PER_WATCHDOG 4
@@ -47,7 +48,10 @@ static bool all_alive(struct service *s)
 
 static void on_watchdog(evutil_socket_t fd, short what, void *opaque)
 {
-    if (all_alive(opaque))
+    struct service *s = opaque;
+
+    /* In post-copy any thread may have to wait for a page; that this one is alive has to do. */
+    if (machine_memory_arrives(s->machine) || all_alive(s))
         systemd_notify("WATCHDOG=1");
 }
 

@@ -324,7 +324,7 @@ int chardev_new(const struct chardev_config *config, struct event_base *events, 
     return 0;
 }
 
-void chardev_free(struct chardev *c)
+void chardev_leave(struct chardev *c)
 {
     struct chardev_stream *s;
 
@@ -335,6 +335,14 @@ void chardev_free(struct chardev *c)
         chardev_stream_close(s);
     if (c->backend && c->backend->free)
         c->backend->free(c);
+    c->backend = NULL;
+}
+
+void chardev_free(struct chardev *c)
+{
+    if (!c)
+        return;
+    chardev_leave(c);
     if (c->wake_event)
         event_free(c->wake_event);
     if (c->flush_timer)

@@ -67,7 +67,12 @@ struct chardev_handler {
  * the foreground (it uses libevent's SIGCONT for that).
  */
 int chardev_new(const struct chardev_config *config, struct event_base *events, struct chardev **ret);
-/* Main thread, when no other thread uses it any more. NULL is fine. */
+/*
+ * Nothing of it stays outside (its socket, the terminal's modes), while other threads still write to it, which goes nowhere. Main
+ * thread. NULL is fine.
+ */
+void chardev_leave(struct chardev *c);
+/* The same, and free it, when no other thread uses it any more. */
 void chardev_free(struct chardev *c);
 
 /* Copied; NULL for none. Main thread, with no vCPU running. */

@@ -16,6 +16,9 @@ const char *mig_status_name(enum mig_status status)
         [MIG_STATUS_ACTIVE] = "active",
         [MIG_STATUS_PRE_SWITCHOVER] = "pre-switchover",
         [MIG_STATUS_DEVICE] = "device",
+        [MIG_STATUS_POSTCOPY_ACTIVE] = "postcopy-active",
+        [MIG_STATUS_POSTCOPY_PAUSED] = "postcopy-paused",
+        [MIG_STATUS_POSTCOPY_RECOVER] = "postcopy-recover",
         [MIG_STATUS_COMPLETED] = "completed",
         [MIG_STATUS_FAILED] = "failed",
     };

@@ -19,9 +19,18 @@ enum mig_status {
     MIG_STATUS_ACTIVE,
     MIG_STATUS_PRE_SWITCHOVER,
     MIG_STATUS_DEVICE,
+    MIG_STATUS_POSTCOPY_ACTIVE,  /* the guest runs at the target, pages are still to come */
+    MIG_STATUS_POSTCOPY_PAUSED,  /* the same, and the connection is lost */
+    MIG_STATUS_POSTCOPY_RECOVER, /* the two are just finding each other again */
     MIG_STATUS_COMPLETED,
     MIG_STATUS_FAILED,
 };
+
+/* In post-copy, whatever became of the connection. */
+static inline bool mig_status_is_postcopy(enum mig_status status)
+{
+    return status >= MIG_STATUS_POSTCOPY_ACTIVE && status <= MIG_STATUS_POSTCOPY_RECOVER;
+}
 
 const char *mig_status_name(enum mig_status status);
 
@@ -67,6 +76,10 @@ struct mig_report {
     uint64_t remaining;        /* bytes still to send, those held back among them */
     uint64_t transferred;      /* bytes on the wire */
     uint64_t normal, zero;     /* pages sent as data, and found zero */
+    uint64_t requests;         /* pages that somebody waited for in post-copy */
+    uint64_t postcopy_ns;      /* from the guest's going on to its last page */
+    uint64_t postcopy_bytes;   /* of transferred */
+    uint64_t recoveries;       /* of a connection lost in post-copy */
     uint64_t untouched;        /* pages that were never written and not even looked at */
     uint64_t held;             /* pages */
     uint64_t held_tables;      /* of the newest harvest, page tables among them */

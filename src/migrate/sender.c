@@ -13,12 +13,6 @@
 #define REASON_TIMEOUT_MS 1000
 #define PIECE_WORDS (MIG_PIECE_PAGES / 64)
 
-struct batch {
-    struct mig_run runs[MIG_BATCH_RUNS];
-    unsigned int run_count;
-    uint32_t data_pages;
-};
-
 void mig_break(struct mig_source *s, const struct mig_error *err)
 {
     pthread_mutex_lock(&s->lock);
@@ -35,7 +29,7 @@ void mig_break(struct mig_source *s, const struct mig_error *err)
 
 uint64_t mig_bytes_sent(const struct mig_source *s)
 {
-    uint64_t sum = 0;
+    uint64_t sum = __atomic_load_n(&s->sent_before, __ATOMIC_RELAXED);
 
     for (unsigned int i = 0; i < s->channels; i++)
         sum += __atomic_load_n(&s->senders[i].stream.sent, __ATOMIC_RELAXED);
@@ -68,14 +62,14 @@ bool mig_work_wait(struct mig_source *s, int64_t pages)
 
     pthread_mutex_lock(&s->lock);
     __atomic_store_n(&s->wanted_left, pages, __ATOMIC_RELAXED);
-    while (!s->broken && atomic_load(&s->left) > pages)
+    while (!s->broken && !s->postcopy_now && atomic_load(&s->left) > pages)
         pthread_cond_wait(&s->done, &s->lock);
     fine = !s->broken;
     pthread_mutex_unlock(&s->lock);
     return fine;
 }
 
-static void work_done(struct mig_source *s, int64_t pages)
+void mig_work_done(struct mig_source *s, int64_t pages)
 {
     int64_t left = atomic_fetch_sub(&s->left, pages) - pages;
 
@@ -88,17 +82,29 @@ static void work_done(struct mig_source *s, int64_t pages)
 
 /* -- bandwidth -- */
 
-static void pace(struct mig_source *s, uint64_t bytes)
+/* Bytes a second of a channel now, 0: no limit. Under the lock. */
+static uint64_t bandwidth(const struct mig_sender *c)
 {
+    const struct mig_source *s = c->source;
+
+    if (s->postcopy)
+        return c->index < s->sharing ? s->parameters.postcopy_bandwidth : 0;
+    return s->unlimited ? 0 : s->parameters.max_bandwidth;
+}
+
+static void pace(struct mig_sender *c, uint64_t bytes)
+{
+    struct mig_source *s = c->source;
+    uint64_t limit;
+
     pthread_mutex_lock(&s->lock);
-    while (s->parameters.max_bandwidth && !s->unlimited && !s->broken && s->pace_ns > clock_ns()) {
+    while ((limit = bandwidth(c)) && !s->broken && s->pace_ns > clock_ns()) {
         struct timespec until = {.tv_sec = (time_t)(s->pace_ns / NSEC_PER_SEC), .tv_nsec = (long)(s->pace_ns % NSEC_PER_SEC)};
 
         pthread_cond_timedwait(&s->wake, &s->lock, &until);
     }
-    if (s->parameters.max_bandwidth)
-        s->pace_ns = MAX(s->pace_ns, clock_ns()) +
-                     (uint64_t)((unsigned __int128)bytes * NSEC_PER_SEC / s->parameters.max_bandwidth);
+    if (limit)
+        s->pace_ns = MAX(s->pace_ns, clock_ns()) + (uint64_t)((unsigned __int128)bytes * NSEC_PER_SEC / limit);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -135,7 +141,7 @@ static uint64_t raw_length(const struct mig_message *m)
     return sum;
 }
 
-static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *err)
+int mig_batch_send(struct mig_sender *c, struct mig_batch *b, struct mig_error *err)
 {
     struct mig_message m = {.type = MIG_BATCH, .pass_fd = -1};
     uint8_t head[MIG_RUN_SIZE * MIG_BATCH_RUNS], packed_head[MIG_PACKED_FIXED];
@@ -156,7 +162,7 @@ static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *e
     m.head_len = b->run_count * MIG_RUN_SIZE;
     m.raw = iov;
     pack(c, &m, packed_head, b->data_pages, &packed);
-    pace(c->source, m.head_len + m.rest_len + raw_length(&m));
+    pace(c, m.head_len + m.rest_len + raw_length(&m));
     r = mig_send(&c->stream, &m, err);
     c->sent_pages += (uint64_t)pages;
     atomic_fetch_add(&c->source->normal, b->data_pages);
@@ -165,12 +171,12 @@ static int send_batch(struct mig_sender *c, struct batch *b, struct mig_error *e
     return r;
 }
 
-static bool batch_full(const struct batch *b)
+static bool batch_full(const struct mig_batch *b)
 {
     return b->run_count == MIG_BATCH_RUNS || b->data_pages == MIG_BATCH_PAGES;
 }
 
-static void batch_add(struct batch *b, pfn_t pfn, enum mig_run_kind kind)
+static void batch_add(struct mig_batch *b, pfn_t pfn, enum mig_run_kind kind)
 {
     struct mig_run *last = b->run_count ? &b->runs[b->run_count - 1] : NULL;
 
@@ -181,41 +187,48 @@ static void batch_add(struct batch *b, pfn_t pfn, enum mig_run_kind kind)
         b->runs[b->run_count++] = (struct mig_run){.pfn = pfn, .pages = 1, .kind = kind};
 }
 
-/* Look at the pages of one word, which were taken from the work, and send full batches. */
-static int send_word(struct mig_sender *c, size_t word, uint64_t bits, struct batch *b, struct mig_error *err)
+/* Whether the target has to hear of the page, of which it may have zeros already. In post-copy it lacks all that is sent. */
+static bool must_tell(struct mig_source *s, size_t word, uint64_t mask, bool zero)
+{
+    bool had;
+
+    if (s->postcopy)
+        return true;
+    had = s->present[word] & mask;
+    if (zero)
+        s->present[word] &= ~mask;
+    else
+        s->present[word] |= mask;
+    return had || !zero;
+}
+
+int mig_batch_add_word(struct mig_sender *c, size_t word, uint64_t bits, struct mig_batch *b, struct mig_error *err)
 {
     struct mig_source *s = c->source;
-    uint64_t zero = 0;
+    uint64_t zeros = 0;
 
     for (; bits; bits &= bits - 1) {
         pfn_t pfn = word * 64 + (unsigned int)__builtin_ctzll(bits);
-        uint64_t mask = UINT64_C(1) << (pfn % 64);
+        bool zero = mig_page_is_zero(mem_ram(s->config.mem) + pages_to_bytes(pfn));
 
-        if (!mig_page_is_zero(mem_ram(s->config.mem) + pages_to_bytes(pfn))) {
-            s->present[word] |= mask;
-            batch_add(b, pfn, MIG_RUN_DATA);
-        } else {
-            zero++;
-            /* What was never sent is zeros there. */
-            if (!(s->present[word] & mask))
-                continue;
-            s->present[word] &= ~mask;
-            batch_add(b, pfn, MIG_RUN_ZERO);
-        }
+        zeros += zero;
+        if (!must_tell(s, word, UINT64_C(1) << (pfn % 64), zero))
+            continue;
+        batch_add(b, pfn, zero ? MIG_RUN_ZERO : MIG_RUN_DATA);
         if (batch_full(b)) {
-            int r = send_batch(c, b, err);
+            int r = mig_batch_send(c, b, err);
 
             if (r < 0)
                 return r;
         }
     }
-    if (zero)
-        atomic_fetch_add(&s->zero, zero);
+    if (zeros)
+        atomic_fetch_add(&s->zero, zeros);
     return 0;
 }
 
 /* Take one piece; *ret_taken is how many pages it had. */
-static int send_piece(struct mig_sender *c, size_t piece, struct batch *b, uint64_t *ret_taken, struct mig_error *err)
+static int send_piece(struct mig_sender *c, size_t piece, struct mig_batch *b, uint64_t *ret_taken, struct mig_error *err)
 {
     struct mig_source *s = c->source;
     uint64_t taken = 0;
@@ -229,30 +242,29 @@ static int send_piece(struct mig_sender *c, size_t piece, struct batch *b, uint6
         /* Taken before it is read: a later write brings it back. */
         bits = __atomic_exchange_n(&s->work[w], 0, __ATOMIC_SEQ_CST);
         taken += (uint64_t)__builtin_popcountll(bits);
-        r = send_word(c, w, bits, b, err);
+        r = mig_batch_add_word(c, w, bits, b, err);
     }
     if (taken)
-        work_done(s, (int64_t)taken);
+        mig_work_done(s, (int64_t)taken);
     *ret_taken = taken;
     return r;
 }
 
-/* Once over the channel's pieces. *ret_taken: pages that were taken. */
-static int sweep(struct mig_sender *c, uint64_t *ret_taken, struct mig_error *err)
+int mig_sweep(struct mig_sender *c, uint64_t *ret_taken, struct mig_error *err)
 {
     struct mig_source *s = c->source;
-    struct batch b = {.run_count = 0};
+    struct mig_batch b = {.run_count = 0};
     uint64_t sum = 0, taken;
     int r = 0;
 
-    for (size_t piece = c->index * PIECE_WORDS; piece < s->words && r == 0; piece += s->channels * PIECE_WORDS) {
+    for (size_t piece = c->index * PIECE_WORDS; piece < s->words && r == 0; piece += s->sharing * PIECE_WORDS) {
         if (__atomic_load_n(&s->broken, __ATOMIC_RELAXED))
             break;
         r = send_piece(c, piece, &b, &taken, err);
         sum += taken;
     }
     if (r == 0 && b.run_count > 0)
-        r = send_batch(c, &b, err);
+        r = mig_batch_send(c, &b, err);
     *ret_taken = sum;
     return r;
 }
@@ -284,8 +296,8 @@ static bool next_work(struct mig_sender *c, uint64_t *generation, bool *finish)
     return go_on;
 }
 
-/* A target that gives up says why before it closes. Nobody else receives while pages are sent. */
-static void hear_reason(struct mig_sender *c, struct mig_error *err)
+/* It says why before it closes. Nobody else receives while pages are sent in pre-copy. */
+void mig_hear_reason(struct mig_sender *c, struct mig_error *err)
 {
     struct mig_error unheard = {""};
     struct mig_frame f;
@@ -312,14 +324,14 @@ static void *sender_thread(void *arg)
         uint64_t taken = 1;
 
         while (r == 0 && taken > 0 && !__atomic_load_n(&c->source->broken, __ATOMIC_RELAXED))
-            r = sweep(c, &taken, &err);
+            r = mig_sweep(c, &taken, &err);
         if (r == 0 && finish)
             r = send_end(c, &err);
         if (finish)
             break;
     }
     if (r < 0) {
-        hear_reason(c, &err);
+        mig_hear_reason(c, &err);
         mig_break(c->source, &err);
     }
     thread_leave();
@@ -332,6 +344,7 @@ int mig_senders_start(struct mig_source *s)
 {
     int r = 0;
 
+    s->sharing = s->channels;
     for (unsigned int i = 0; i < s->channels && r == 0; i++) {
         r = thread_start(&s->senders[i].thread, 0, sender_thread, &s->senders[i]);
         s->senders[i].started = r == 0;

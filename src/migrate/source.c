@@ -57,6 +57,8 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
     if (!s->over) {
         ret->total_ns = clock_ns() - s->started_ns;
         ret->remaining = pages_to_bytes((uint64_t)MAX(left, INT64_C(0)) + ret->held);
+        if (s->postcopy_start_ns)
+            ret->postcopy_ns = clock_ns() - s->postcopy_start_ns;
     }
     ret->transferred = mig_bytes_sent(s);
     ret->normal = atomic_load(&s->normal);
@@ -68,35 +70,45 @@ void mig_source_report(struct mig_source *s, struct mig_report *ret)
 
 /* -- talking to the target -- */
 
-/* The next frame on a channel must be of that type; a refusal or failure of the target becomes the error. */
+int mig_unexpected(struct mig_source *s, const struct mig_frame *f, enum mig_type wanted, struct mig_error *err)
+{
+    const char *what = f->type == MIG_REFUSE ? "refuses" : "failed";
+
+    if (f->type != MIG_REFUSE && f->type != MIG_FAILED)
+        return mig_error(err, -EBADMSG, "frame: %s instead of %s", mig_type_name(f->type), mig_type_name(wanted));
+    pthread_mutex_lock(&s->lock);
+    snprintf(s->report.why, sizeof(s->report.why), "the target %s: %.*s", what, (int)MIN(f->length, (uint32_t)(MIG_WHY_MAX - 64)),
+             (const char *)f->payload);
+    pthread_mutex_unlock(&s->lock);
+    return mig_error(err, -EREMOTEIO, "the target %s", what);
+}
+
 int mig_expect(struct mig_source *s, unsigned int channel, enum mig_type type, struct mig_frame *ret, struct mig_error *err)
 {
     int r = mig_receive(&s->senders[channel].stream, ret, err);
 
-    if (r < 0)
-        return r;
-    if (ret->type == type)
-        return 0;
-    if (ret->type == MIG_REFUSE || ret->type == MIG_FAILED) {
-        pthread_mutex_lock(&s->lock);
-        snprintf(s->report.why, sizeof(s->report.why), "the target %s: %.*s",
-                 ret->type == MIG_REFUSE ? "refuses" : "failed", (int)MIN(ret->length, (uint32_t)(MIG_WHY_MAX - 64)),
-                 (const char *)ret->payload);
-        pthread_mutex_unlock(&s->lock);
-        return mig_error(err, -EREMOTEIO, "the target %s", ret->type == MIG_REFUSE ? "refuses" : "failed");
-    }
-    return mig_error(err, -EBADMSG, "frame: %s instead of %s", mig_type_name(ret->type), mig_type_name(type));
+    return r < 0 || ret->type == type ? r : mig_unexpected(s, ret, type, err);
 }
 
-static int connect_channel(struct mig_source *s, unsigned int index, const struct mig_hello *session, struct mig_error *err)
+int mig_expect_hello(struct mig_source *s, struct mig_error *err)
 {
+    struct mig_hello answer;
+    int r = mig_receive_hello(&s->senders[0].stream, &answer, err);
+
+    if (r == 0 && (answer.session != s->session || answer.channels != s->channels))
+        r = mig_error(err, -EBADMSG, "hello: the target answers for another session");
+    return r;
+}
+
+int mig_connect_channel(struct mig_source *s, unsigned int index, struct mig_error *err)
+{
+    struct mig_hello hello = {
+        .version = MIG_VERSION, .channel = (uint16_t)index, .channels = (uint16_t)s->channels, .session = s->session};
     struct mig_sender *c = &s->senders[index];
-    struct mig_hello hello = *session;
     int r, fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
 
     if (fd < 0)
         return fd;
-    hello.channel = (uint16_t)index;
     pthread_mutex_lock(&s->lock);
     mig_stream_init(&c->stream, fd, true);
     c->connected = true;
@@ -119,6 +131,8 @@ static int send_setup(struct mig_source *s, struct mig_error *err)
 
     if (s->senders[0].packer)
         setup.flags |= MIG_SETUP_ZSTD;
+    if (s->config.parameters.postcopy)
+        setup.flags |= MIG_SETUP_POSTCOPY;
     if (r < 0)
         return mig_error(err, r, "the machine's state cannot be saved: %s", strerrordesc_np(-r));
     mig_setup_put(&setup, head);
@@ -128,8 +142,7 @@ static int send_setup(struct mig_source *s, struct mig_error *err)
     return r;
 }
 
-/* Wait until the target has taken all that was sent on a channel on which nobody sends or receives now. */
-static int flush_channel(struct mig_source *s, unsigned int channel, struct mig_error *err)
+int mig_flush_channel(struct mig_source *s, unsigned int channel, struct mig_error *err)
 {
     struct mig_stream *stream = &s->senders[channel].stream;
     uint64_t start = clock_ns();
@@ -160,25 +173,22 @@ static int pass_memory(struct mig_source *s, struct mig_error *err)
 /* Connect, have the target compare, open the other channels. */
 static int set_up(struct mig_source *s, struct mig_error *err)
 {
-    struct mig_hello hello = {.version = MIG_VERSION, .channels = (uint16_t)s->channels}, answer;
     struct mig_frame f;
     int r;
 
-    if (getrandom(&hello.session, sizeof(hello.session), 0) != sizeof(hello.session))
+    if (getrandom(&s->session, sizeof(s->session), 0) != sizeof(s->session))
         return mig_error(err, -EIO, "no random session number");
-    r = connect_channel(s, 0, &hello, err);
+    r = mig_connect_channel(s, 0, err);
     if (r == 0)
         r = send_setup(s, err);
     if (r == 0)
-        r = mig_receive_hello(&s->senders[0].stream, &answer, err);
-    if (r == 0 && (answer.session != hello.session || answer.channels != hello.channels))
-        r = mig_error(err, -EBADMSG, "hello: the target answers for another session");
+        r = mig_expect_hello(s, err);
     if (r == 0)
         r = mig_expect(s, 0, MIG_ACCEPT, &f, err);
     for (unsigned int i = 1; i < s->channels && r == 0; i++)
-        r = connect_channel(s, i, &hello, err);
+        r = mig_connect_channel(s, i, err);
     if (r == 0)
-        r = flush_channel(s, 0, err);
+        r = mig_flush_channel(s, 0, err);
     if (r == 0 && s->config.local)
         r = pass_memory(s, err);
     return r;
@@ -398,6 +408,12 @@ static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *
     most = s->parameters.max_throttle ? s->parameters.max_throttle : MIG_THROTTLE_DEFAULT;
     pthread_mutex_unlock(&s->lock);
     switch (strategy) {
+    case MIG_STRATEGY_POSTCOPY:
+        s->put_off = s->config.parameters.postcopy;
+        if (!s->put_off)
+            return mig_error(err, -ETIME, "it does not converge, and post-copy was not agreed on at its start");
+        *ret_stop = true;
+        return 0;
     case MIG_STRATEGY_STOP:
         *ret_stop = true;
         return 0;
@@ -430,11 +446,21 @@ static int flush(struct mig_source *s, struct mig_error *err)
     int r = mig_work_wait(s, 0) ? 0 : -ECANCELED;
 
     for (unsigned int i = 0; i < s->channels && r == 0; i++)
-        r = flush_channel(s, i, err);
+        r = mig_flush_channel(s, i, err);
     return r;
 }
 
-/* Pre-copy until the rest fits into the downtime limit. */
+static bool wants_postcopy(struct mig_source *s)
+{
+    bool now;
+
+    pthread_mutex_lock(&s->lock);
+    now = s->postcopy_now;
+    pthread_mutex_unlock(&s->lock);
+    return now;
+}
+
+/* Pre-copy until the rest fits into the downtime limit, or is left for post-copy. */
 static int copy_rounds(struct mig_source *s, struct mig_error *err)
 {
     uint64_t best = UINT64_MAX, best_ns = clock_ns(), last = UINT64_MAX;
@@ -445,6 +471,10 @@ static int copy_rounds(struct mig_source *s, struct mig_error *err)
     s->round_ns = clock_ns();
     s->round_sent = mig_bytes_moved(s);
     while (r == 0 && !stop) {
+        if (wants_postcopy(s)) {
+            s->put_off = true;
+            break;
+        }
         r = run_round(s, &fits, err);
         if (r < 0 || (fits && flushed))
             break;
@@ -503,9 +533,14 @@ static int migrate(struct mig_source *s, struct mig_error *err)
         if (r == 0)
             r = copy_rounds(s, err);
     }
+    if (r == 0 && s->put_off)
+        r = mig_postcopy_begin(s, err);
     if (r == 0)
         r = wait_for_go(s);
-    return r < 0 ? r : mig_switchover(s, err);
+    if (r < 0)
+        return r;
+    r = mig_switchover(s, err);
+    return s->postcopy && s->committed ? mig_postcopy_run(s, r, err) : r;
 }
 
 static void finish(struct mig_source *s, int r, struct mig_error *err)
@@ -521,6 +556,8 @@ static void finish(struct mig_source *s, int r, struct mig_error *err)
     pthread_mutex_lock(&s->lock);
     if (r < 0 && s->cancelled && !s->committed)
         status = MIG_STATUS_CANCELLED;
+    if (r == 0)
+        s->report.why[0] = '\0';
     /* A channel's error comes before what follows from it. */
     if (r < 0 && !s->report.why[0])
         snprintf(s->report.why, sizeof(s->report.why), "%s",
@@ -579,6 +616,8 @@ static int allocate(struct mig_source *s)
         r = page_set_init(&s->to_send, pages);
     if (r == 0)
         r = page_set_init(&s->tables, pages);
+    if (r == 0)
+        r = page_set_init(&s->absent, pages);
     return r;
 }
 
@@ -594,10 +633,14 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
     }
     s->config = *config;
     s->parameters = config->parameters;
+    s->config.parameters.postcopy |= config->parameters.strategy == MIG_STRATEGY_POSTCOPY;
     s->channels = config->local || !config->uri ? 1 : MIN(config->parameters.channels, MIG_MAX_CHANNELS);
     s->channels = MAX(s->channels, 1u);
     s->started_ns = clock_ns();
     s->report.status = MIG_STATUS_SETUP;
+    s->config.parameters.postcopy &= !config->local && config->uri;
+    if (s->config.parameters.postcopy)
+        s->channels = MAX(s->channels, 2u);
     s->report.memory = mem_size(config->mem);
     s->report.local = config->local;
     s->report.channels = s->channels;
@@ -647,6 +690,54 @@ int mig_source_continue(struct mig_source *s)
     return r;
 }
 
+int mig_source_postcopy(struct mig_source *s)
+{
+    int r = -EINVAL;
+
+    pthread_mutex_lock(&s->lock);
+    if (s->config.parameters.postcopy && !s->broken && (s->report.status == MIG_STATUS_SETUP || s->report.status == MIG_STATUS_ACTIVE)) {
+        s->postcopy_now = true;
+        pthread_cond_broadcast(&s->done);
+        r = 0;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return r;
+}
+
+int mig_source_pause(struct mig_source *s)
+{
+    struct mig_error err = {"paused by a command"};
+    bool active;
+
+    pthread_mutex_lock(&s->lock);
+    active = s->report.status == MIG_STATUS_POSTCOPY_ACTIVE;
+    pthread_mutex_unlock(&s->lock);
+    if (!active)
+        return -EINVAL;
+    mig_break(s, &err);
+    return 0;
+}
+
+int mig_source_recover(struct mig_source *s, const char *uri, const char *tls_host)
+{
+    char *u = strdup(uri), *host = tls_host ? strdup(tls_host) : NULL;
+    int r = u && (host || !tls_host) ? 0 : -ENOMEM;
+
+    pthread_mutex_lock(&s->lock);
+    if (r == 0 && s->report.status != MIG_STATUS_POSTCOPY_PAUSED)
+        r = -EINVAL;
+    if (r == 0) {
+        s->recover_uri = take_ptr(u);
+        s->recover_host = take_ptr(host);
+        s->report.status = MIG_STATUS_POSTCOPY_RECOVER;
+        pthread_cond_broadcast(&s->done);
+    }
+    pthread_mutex_unlock(&s->lock);
+    free(u);
+    free(host);
+    return r;
+}
+
 void mig_source_set_parameters(struct mig_source *s, const struct mig_parameters *p)
 {
     pthread_mutex_lock(&s->lock);
@@ -662,6 +753,9 @@ void mig_source_free(struct mig_source *s)
         return;
     if (s->started) {
         mig_source_cancel(s);
+        pthread_mutex_lock(&s->lock);
+        s->closing = true;
+        pthread_mutex_unlock(&s->lock);
         mig_break(s, NULL);
         pthread_join(s->thread, NULL);
     }
@@ -676,6 +770,9 @@ void mig_source_free(struct mig_source *s)
     page_set_free(&s->before);
     page_set_free(&s->to_send);
     page_set_free(&s->tables);
+    page_set_free(&s->absent);
+    free(s->recover_uri);
+    free(s->recover_host);
     free(s->work);
     free(s->present);
     free(s->uri);

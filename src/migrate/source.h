@@ -20,14 +20,17 @@ enum mig_strategy {
     MIG_STRATEGY_CANCEL,
     MIG_STRATEGY_STOP,     /* switch over all the same, whatever the downtime */
     MIG_STRATEGY_THROTTLE, /* take time slices from the guest, ever more up to max_throttle */
+    MIG_STRATEGY_POSTCOPY, /* let the guest go before its last pages */
 };
 
 struct mig_parameters {
     uint64_t max_bandwidth;     /* bytes a second of pre-copy, 0: no limit */
+    uint64_t postcopy_bandwidth; /* the same of post-copy, but for pages that the target waits for */
     uint64_t downtime_limit_ns;
     enum mig_strategy strategy;
     unsigned int max_throttle; /* percent, 1 to 99; 0: MIG_THROTTLE_DEFAULT */
-    unsigned int channels; /* 1 to MIG_MAX_CHANNELS; read at the start only */
+    unsigned int channels; /* 1 to MIG_MAX_CHANNELS; read at the start only; with post-copy at least 2 are used */
+    bool postcopy;         /* the target is asked whether it can; read at the start only. With its strategy always */
     bool pause_before_switchover;
     unsigned int zstd_level; /* 1 to MIG_ZSTD_LEVEL_MAX, 0: batches are not packed; read at the start only */
 };
@@ -53,8 +56,8 @@ struct mig_source_ops {
     int (*save)(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *ret_captured_ns);
     /* The switchover failed: go on as before. */
     void (*resume)(void *opaque);
-    /* The target may have the guest from here on: it must not run here by itself any more. */
-    void (*give_away)(void *opaque);
+    /* The target may have the guest from here on: it must not run here by itself any more. needed: its memory, until all is over. */
+    void (*give_away)(void *opaque, bool needed);
     /* Take `percent` of the guest's time (0: none), best that of whom `who` named last; MIG_STRATEGY_THROTTLE. NULL: cannot
      * be done. */
     void (*throttle)(void *opaque, unsigned int percent);
@@ -85,10 +88,18 @@ struct mig_source;
 
 /* Begin; what becomes of it is told by `changed` and the report. 0 or -errno (no threads, no memory). */
 int mig_source_start(const struct mig_source_config *config, struct mig_source **ret);
-/* Ask for the end. Too late once the target was told to go on; it ends by itself then. */
+/* Ask for the end. Too late once the target was told to go on; it ends by itself then, or stays for ever in postcopy-paused. */
 void mig_source_cancel(struct mig_source *s);
 /* In pre-switchover: go on. -EINVAL in any other status. */
 int mig_source_continue(struct mig_source *s);
+/* Leave pre-copy for post-copy now. -EINVAL unless it is in pre-copy and post-copy was agreed on. */
+int mig_source_postcopy(struct mig_source *s);
+/*
+ * In post-copy: cut the connection, as if it were lost; and, when it is lost, connect again, to tcp:HOST:PORT or unix:PATH. tls_host as in the
+ * configuration. -EINVAL in any other status, -ENOMEM.
+ */
+int mig_source_pause(struct mig_source *s);
+int mig_source_recover(struct mig_source *s, const char *uri, const char *tls_host);
 void mig_source_set_parameters(struct mig_source *s, const struct mig_parameters *p);
 void mig_source_report(struct mig_source *s, struct mig_report *ret);
 /*

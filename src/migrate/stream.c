@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/crc32c.h"
@@ -74,6 +75,15 @@ void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
     __atomic_store_n(&s->timeout_ms, ms, __ATOMIC_RELAXED);
     (void)setsockopt(s->fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
     (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+}
+
+void mig_stream_watch(struct mig_stream *s, unsigned int ms)
+{
+    mig_stream_set_timeout(s, 0);
+    /* While something is on its way, and while nothing is. */
+    set_option(s->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)ms);
+    set_option(s->fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
+    set_option(s->fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
 }
 
 int mig_stream_secure(struct mig_stream *s, const struct mig_tls *tls, const char *host, struct mig_error *err)
@@ -264,6 +274,21 @@ int mig_send_u64(struct mig_stream *s, enum mig_type type, uint64_t value, struc
 
     le64_put(buf, value);
     return mig_send_frame(s, type, buf, sizeof(buf), err);
+}
+
+int mig_send_map(struct mig_stream *s, enum mig_type type, const uint64_t *bits, size_t words, struct mig_error *err)
+{
+    uint8_t *buf = malloc(MIG_MAP_FIXED + 8 * MIG_MAP_WORDS);
+    int r = buf ? 0 : mig_error(err, -ENOMEM, "no memory");
+
+    for (size_t w = bitmap_next_word(bits, words, 0); r == 0 && w < words;) {
+        size_t n = MIN(words - w, (size_t)MIG_MAP_WORDS);
+
+        r = mig_send_frame(s, type, buf, mig_map_put(w * 64, bits + w, n, buf), err);
+        w = bitmap_next_word(bits, words, w + n);
+    }
+    free(buf);
+    return r;
 }
 
 /* Read the payload, in steps: memory is taken only for what comes. */

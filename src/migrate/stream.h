@@ -47,6 +47,11 @@ void mig_stream_break(struct mig_stream *s);
 /* How long one read or write may wait; 0: for ever. A connection whose write timed out is of no use any more. */
 void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms);
 
+/* How long a peer may be silent in post-copy. */
+#define MIG_PATIENCE_MS 10000
+/* From here on a TCP peer of whom nothing is heard for so long is given up; others are waited for, as with a timeout of 0. */
+void mig_stream_watch(struct mig_stream *s, unsigned int ms);
+
 int mig_send_hello(struct mig_stream *s, const struct mig_hello *h, struct mig_error *err);
 int mig_receive_hello(struct mig_stream *s, struct mig_hello *ret, struct mig_error *err);
 
@@ -68,6 +73,9 @@ int mig_send(struct mig_stream *s, const struct mig_message *m, struct mig_error
 /* One without raw bytes and descriptor. */
 int mig_send_frame(struct mig_stream *s, enum mig_type type, const void *payload, size_t len, struct mig_error *err);
 int mig_send_u64(struct mig_stream *s, enum mig_type type, uint64_t value, struct mig_error *err);
+
+/* All bits of a bitmap of pages, in as many frames (MIG_ABSENT, MIG_MISSING) as it takes; none for an empty one. */
+int mig_send_map(struct mig_stream *s, enum mig_type type, const uint64_t *bits, size_t words, struct mig_error *err);
 
 /* The next frame, checked. -ECONNRESET at the end of the stream, -ETIMEDOUT, -EBADMSG, -ENOMEM or -errno, with *err. */
 int mig_receive(struct mig_stream *s, struct mig_frame *ret, struct mig_error *err);

@@ -55,6 +55,12 @@ static int send_state(struct mig_source *s, bool run, const uint8_t *state, size
     return mig_send(&s->senders[0].stream, &m, err);
 }
 
+/* In post-copy the target may need pages before it answers. */
+static int expect(struct mig_source *s, enum mig_type type, struct mig_frame *ret, struct mig_error *err)
+{
+    return s->postcopy ? mig_postcopy_expect(s, type, ret, err) : mig_expect(s, 0, type, ret, err);
+}
+
 /* All up to the target's READY; *t is filled in as far as it got. */
 static int prepare(struct mig_source *s, bool *run, struct mig_downtime *t, struct mig_error *err)
 {
@@ -64,7 +70,9 @@ static int prepare(struct mig_source *s, bool *run, struct mig_downtime *t, stru
     size_t len;
     int r = 0;
 
-    if (!s->config.local)
+    if (s->postcopy)
+        r = mig_postcopy_last_pages(s, err);
+    else if (!s->config.local)
         r = queue_last_pages(s, err);
     t->final_harvest = lap(&at);
     /* While the senders are at it. */
@@ -74,13 +82,13 @@ static int prepare(struct mig_source *s, bool *run, struct mig_downtime *t, stru
             mig_error(err, r, "the machine's state cannot be saved: %s", strerrordesc_np(-r));
     }
     t->device_state = lap(&at);
-    if (r == 0 && !s->config.local && !mig_senders_finish(s))
+    if (r == 0 && !s->config.local && !s->postcopy && !mig_senders_finish(s))
         r = -ECANCELED;
     t->final_pages = lap(&at);
     if (r == 0)
         r = send_state(s, *run, state, len, captured_ns, err);
     if (r == 0)
-        r = mig_expect(s, 0, MIG_READY, &f, err);
+        r = expect(s, MIG_READY, &f, err);
     t->load = lap(&at);
     free(state);
     return r;
@@ -104,8 +112,8 @@ static int commit(struct mig_source *s, struct mig_error *err)
     int r = mig_send_frame(&s->senders[0].stream, MIG_COMMIT, NULL, 0, err);
 
     if (r == 0)
-        r = mig_expect(s, 0, MIG_RUNNING, &f, err);
-    if (r < 0) {
+        r = expect(s, MIG_RUNNING, &f, err);
+    if (r < 0 && !s->postcopy) {
         pthread_mutex_lock(&s->lock);
         snprintf(s->report.why, sizeof(s->report.why),
                  "lost the target after it was told to run the guest, which may be running there: %.200s", err->text);
@@ -135,7 +143,7 @@ int mig_switchover(struct mig_source *s, struct mig_error *err)
         s->config.ops->resume(s->config.opaque);
     } else {
         /* First: whatever happens to this process, it must not come back to the guest. */
-        s->config.ops->give_away(s->config.opaque);
+        s->config.ops->give_away(s->config.opaque, s->postcopy);
         at = clock_ns();
         r = commit(s, err);
         t.resume = lap(&at);

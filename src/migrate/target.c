@@ -15,53 +15,18 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/thread.h"
-#include "migrate/compress.h"
-#include "migrate/stream.h"
+#include "migrate/target-internal.h"
 
-/* How long a connection may take to say what it is, and a source to open all its channels. */
-#define HELLO_TIMEOUT_MS 10000
 #define FD_MAX 1000000
 
-struct channel {
-    struct mig_target *target;
-    unsigned int index;
-    struct mig_stream stream;
-    bool connected, started;
-    pthread_t thread;
-    uint64_t pages; /* received */
-    struct mig_unpacker *unpacker; /* made when it is first needed */
-    bool ended;     /* under target->lock: END came */
-};
-
-struct mig_target {
-    struct mem *mem;
-    uint8_t *ram;
-    const struct mig_target_ops *ops;
-    void *opaque;
-    pthread_t thread;
-    bool started;
-    int wake_fd;
-    struct mig_listener listener;
-    struct mig_tls *tls; /* or NULL */
-    int given_fd; /* fd:NUMBER; -1 once it is channel 0's */
-
-    pthread_mutex_t lock; /* protects what follows but the channels' streams */
-    pthread_cond_t cond;  /* a channel ended, or all is over */
-    bool broken;
-    struct mig_error error; /* the first */
-    struct mig_report report;
-    uint64_t started_ns;
-
-    struct channel channels[MIG_MAX_CHANNELS];
-    unsigned int channel_count;
-    uint64_t session;
-    bool local, zstd, adopted, accepted, ready;
-    bool run; /* as the state said */
-};
-
-static void set_status(struct mig_target *t, enum mig_status status)
+void mig_target_set_status(struct mig_target *t, enum mig_status status)
 {
     pthread_mutex_lock(&t->lock);
+    /* Pages may be put while the connection is still being looked after. */
+    if (t->whole && status != MIG_STATUS_COMPLETED) {
+        pthread_mutex_unlock(&t->lock);
+        return;
+    }
     t->report.status = status;
     if (status == MIG_STATUS_ACTIVE)
         t->started_ns = clock_ns();
@@ -75,14 +40,24 @@ void mig_target_report(struct mig_target *t, struct mig_report *ret)
 {
     pthread_mutex_lock(&t->lock);
     *ret = t->report;
+    if (mig_status_is_postcopy(ret->status))
+        ret->postcopy_ns = clock_ns() - t->committed_ns;
+    if (t->absent) {
+        struct absent_stats stats;
+
+        absent_stats(t->absent, &stats);
+        ret->requests = stats.wanted;
+        ret->remaining = pages_to_bytes(absent_left(t->absent));
+    }
     for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         ret->normal += __atomic_load_n(&t->channels[i].pages, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&t->lock);
 }
 
-/* End the session; any thread. */
-static void break_target(struct mig_target *t, const struct mig_error *err)
+void mig_target_break(struct mig_target *t, const struct mig_error *err)
 {
+    struct absent *given_up;
+
     pthread_mutex_lock(&t->lock);
     if (err && !t->broken)
         t->error = *err;
@@ -90,15 +65,18 @@ static void break_target(struct mig_target *t, const struct mig_error *err)
     for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         if (t->channels[i].connected)
             mig_stream_break(&t->channels[i].stream);
+    given_up = t->committed ? NULL : t->absent;
     pthread_cond_broadcast(&t->cond);
     pthread_mutex_unlock(&t->lock);
+    /* The guest never runs here: who waits for a page, the main thread perhaps, need not any more. */
+    if (given_up)
+        absent_let_go(given_up);
     fd_event_signal(t->wake_fd);
 }
 
 /* -- pages -- */
 
-/* What follows a packed batch. */
-static int receive_packed(struct channel *c, uint32_t packed, const struct iovec *iov, unsigned int n, struct mig_error *err)
+int mig_target_receive_packed(struct mig_channel *c, uint32_t packed, const struct iovec *iov, unsigned int n, struct mig_error *err)
 {
     struct iovec frame;
     int r = c->unpacker ? 0 : mig_unpacker_new(&c->unpacker);
@@ -110,23 +88,34 @@ static int receive_packed(struct channel *c, uint32_t packed, const struct iovec
     return r < 0 ? r : mig_unpack(c->unpacker, packed, iov, n, err);
 }
 
-static int receive_batch(struct channel *c, const struct mig_frame *f, struct mig_error *err)
+static bool some_absent(struct mig_target *t)
+{
+    bool some;
+
+    pthread_mutex_lock(&t->lock);
+    some = t->absent;
+    pthread_mutex_unlock(&t->lock);
+    return some;
+}
+
+static int receive_batch(struct mig_channel *c, const struct mig_frame *f, struct mig_error *err)
 {
     struct mig_target *t = c->target;
     struct mig_run runs[MIG_BATCH_RUNS];
     struct iovec iov[MIG_BATCH_RUNS];
     unsigned int n = 0;
     uint32_t count, data, packed = 0, fixed = f->type == MIG_PACKED ? MIG_PACKED_FIXED : 0;
+    bool absent = some_absent(t);
     int r = fixed ? mig_packed_get(f->payload, f->length, &packed, err) : 0;
 
     if (r == 0)
         r = mig_runs_get(f->payload + fixed, f->length - fixed, mem_pages(t->mem), runs, &count, &data, err);
     if (r == 0 && fixed && (!t->zstd || data == 0))
         r = mig_error(err, -EBADMSG, "packed: %s", t->zstd ? "a batch without contents" : "it was not announced");
-    if (r == 0 && (!t->accepted || t->local || c->ended))
+    if (r == 0 && (!t->accepted || t->local || (c->ended && !absent)))
         r = mig_error(err, -EBADMSG, "batch: pages %s", c->ended ? "after the end of the channel" : "are not expected");
-    if (r < 0)
-        return r;
+    if (r < 0 || c->ended)
+        return r < 0 ? r : mig_target_put(c, runs, count, packed, err);
     for (uint32_t i = 0; i < count; i++) {
         uint8_t *to = t->ram + pages_to_bytes(runs[i].pfn);
 
@@ -136,10 +125,10 @@ static int receive_batch(struct channel *c, const struct mig_frame *f, struct mi
         else
             iov[n++] = (struct iovec){to, pages_to_bytes(runs[i].pages)};
     }
-    return packed ? receive_packed(c, packed, iov, n, err) : mig_receive_raw(&c->stream, iov, n, err);
+    return packed ? mig_target_receive_packed(c, packed, iov, n, err) : mig_receive_raw(&c->stream, iov, n, err);
 }
 
-static int end_channel(struct channel *c, const struct mig_frame *f, struct mig_error *err)
+static int end_channel(struct mig_channel *c, const struct mig_frame *f, struct mig_error *err)
 {
     uint64_t sent = le64_get(f->payload);
 
@@ -154,36 +143,45 @@ static int end_channel(struct channel *c, const struct mig_frame *f, struct mig_
     return 0;
 }
 
+int mig_target_data_frame(struct mig_channel *c, const struct mig_frame *f, struct mig_error *err)
+{
+    switch (f->type) {
+    case MIG_BATCH:
+    case MIG_PACKED:
+        return receive_batch(c, f, err);
+    case MIG_END:
+        return end_channel(c, f, err);
+    case MIG_PING:
+        return mig_send_u64(&c->stream, MIG_PONG, le64_get(f->payload), err);
+    default:
+        return mig_error(err, -EBADMSG, "frame: %s is not expected on channel %u", mig_type_name(f->type), c->index);
+    }
+}
+
 static void *channel_thread(void *arg)
 {
-    struct channel *c = arg;
+    struct mig_channel *c = arg;
     struct mig_error err = {""};
     struct mig_frame f;
     int r = 0;
 
     thread_enter(THREAD_MIGRATE, "mig-receive");
     thread_idle();
-    while (r == 0 && !c->ended) {
+    /* Where post-copy may follow, pages come after the end as well. */
+    while (r == 0 && (!c->ended || c->target->postcopy)) {
         r = mig_receive(&c->stream, &f, &err);
-        if (r == 0 && (f.type == MIG_BATCH || f.type == MIG_PACKED))
-            r = receive_batch(c, &f, &err);
-        else if (r == 0 && f.type == MIG_END)
-            r = end_channel(c, &f, &err);
-        else if (r == 0 && f.type == MIG_PING)
-            r = mig_send_u64(&c->stream, MIG_PONG, le64_get(f.payload), &err);
-        else if (r == 0)
-            r = mig_error(&err, -EBADMSG, "frame: %s on a data channel", mig_type_name(f.type));
+        if (r == 0)
+            r = mig_target_data_frame(c, &f, &err);
     }
     if (r < 0)
-        break_target(c->target, &err);
+        mig_target_break(c->target, &err);
     thread_leave();
     return NULL;
 }
 
 /* -- connections -- */
 
-/* The next connection; -ECANCELED, -ETIMEDOUT (timeout_ms -1: waits for ever). */
-static int accept_one(struct mig_target *t, int timeout_ms)
+int mig_target_accept(struct mig_target *t, int timeout_ms)
 {
     struct pollfd p[2] = {{.fd = t->listener.fd, .events = POLLIN}, {.fd = t->wake_fd, .events = POLLIN}};
 
@@ -202,21 +200,20 @@ static int accept_one(struct mig_target *t, int timeout_ms)
     }
 }
 
-/* A connection becomes channel `index` when it says that it is; else it is closed. */
-static bool take_connection(struct mig_target *t, int fd, bool first, struct mig_hello *hello)
+bool mig_target_take(struct mig_target *t, int fd, bool first, bool known, struct mig_hello *hello)
 {
     struct mig_error err = {""};
     struct mig_stream stream;
     int r;
 
     mig_stream_init(&stream, fd, false);
-    mig_stream_set_timeout(&stream, HELLO_TIMEOUT_MS);
+    mig_stream_set_timeout(&stream, MIG_HELLO_TIMEOUT_MS);
     r = t->tls ? mig_stream_secure(&stream, t->tls, NULL, &err) : 0;
     if (r == 0)
         r = mig_receive_hello(&stream, hello, &err);
     if (r == 0 && first && hello->channel != 0)
         r = mig_error(&err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
-    if (r == 0 && !first && (hello->session != t->session || hello->channels != t->channel_count))
+    if (r == 0 && known && (hello->session != t->session || hello->channels != t->channel_count))
         r = mig_error(&err, -EBADMSG, "hello: another session");
     if (r == 0 && t->channels[hello->channel].connected)
         r = mig_error(&err, -EBADMSG, "hello: channel %u is connected already", hello->channel);
@@ -243,18 +240,18 @@ static int wait_for_source(struct mig_target *t, struct mig_error *err)
     bool taken = false;
 
     if (t->given_fd >= 0) {
-        taken = take_connection(t, take_fd(t->given_fd), true, &hello);
+        taken = mig_target_take(t, take_fd(t->given_fd), true, false, &hello);
         if (!taken)
             return mig_error(err, -EBADMSG, "the descriptor given is no migration source");
         if (hello.channels != 1)
             return mig_error(err, -EBADMSG, "hello: %u channels over one descriptor", hello.channels);
     }
     while (!taken) {
-        int fd = accept_one(t, -1);
+        int fd = mig_target_accept(t, -1);
 
         if (fd < 0)
             return mig_error(err, fd, "cannot accept: %s", strerrordesc_np(-fd));
-        taken = take_connection(t, fd, true, &hello);
+        taken = mig_target_take(t, fd, true, false, &hello);
     }
     t->session = hello.session;
     t->channel_count = hello.channels;
@@ -264,16 +261,16 @@ static int wait_for_source(struct mig_target *t, struct mig_error *err)
     return 0;
 }
 
-static int accept_channels(struct mig_target *t, struct mig_error *err)
+int mig_target_accept_channels(struct mig_target *t, struct mig_error *err)
 {
     for (unsigned int n = 1; n < t->channel_count;) {
-        int r, fd = accept_one(t, HELLO_TIMEOUT_MS);
+        int r, fd = mig_target_accept(t, MIG_HELLO_TIMEOUT_MS);
         struct mig_hello hello;
-        struct channel *c;
+        struct mig_channel *c;
 
         if (fd < 0)
             return mig_error(err, fd, "channel %u of %u does not connect: %s", n, t->channel_count, strerrordesc_np(-fd));
-        if (!take_connection(t, fd, false, &hello))
+        if (!mig_target_take(t, fd, false, true, &hello))
             continue;
         c = &t->channels[hello.channel];
         r = thread_start(&c->thread, 0, channel_thread, c);
@@ -303,9 +300,32 @@ static int refuse(struct mig_target *t, const char *why, struct mig_error *err)
     return mig_error(err, -EPERM, "the guest cannot run here");
 }
 
-static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
+int mig_target_send_hello(struct mig_target *t, struct mig_error *err)
 {
     struct mig_hello hello = {.version = MIG_VERSION, .channels = (uint16_t)t->channel_count, .session = t->session};
+
+    return mig_send_hello(control(t), &hello, err);
+}
+
+/* Add a line to the list of what is in the way, if there is something. */
+static int check_postcopy(struct mig_target *t, char **why, struct mig_error *err)
+{
+    const char *reason = "";
+    char *text;
+
+    if (t->channel_count < 2)
+        return mig_error(err, -EBADMSG, "setup: post-copy over one channel");
+    if (absent_possible(t->mem, &reason) == 0)
+        return 0;
+    if (asprintf(&text, "%s%spost-copy: %s", *why ? *why : "", *why ? "\n" : "", reason) < 0)
+        return mig_error(err, -ENOMEM, "no memory");
+    free(*why);
+    *why = text;
+    return 0;
+}
+
+static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
+{
     _cleanup_free_ char *why = NULL;
     struct mig_setup setup;
     int r = mig_setup_get(f->payload, f->length, &setup, err);
@@ -314,9 +334,12 @@ static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_
         return mig_error(err, -EBADMSG, "setup: came twice");
     if (r == 0)
         r = t->ops->compare(t->opaque, setup.state, setup.state_len, &why, err);
+    t->postcopy = r == 0 && (setup.flags & MIG_SETUP_POSTCOPY);
+    if (t->postcopy)
+        r = check_postcopy(t, &why, err);
     if (r < 0)
         return r;
-    r = mig_send_hello(control(t), &hello, err);
+    r = mig_target_send_hello(t, err);
     if (r < 0)
         return r;
     if (why)
@@ -330,7 +353,7 @@ static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_
     t->report.local = t->local;
     pthread_mutex_unlock(&t->lock);
     r = mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
-    return r < 0 ? r : accept_channels(t, err);
+    return r < 0 ? r : mig_target_accept_channels(t, err);
 }
 
 static int on_memory(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
@@ -376,7 +399,7 @@ static int on_state(struct mig_target *t, const struct mig_frame *f, struct mig_
         return mig_error(err, -EBADMSG, "state: not expected");
     if (!t->local && !wait_for_channels(t))
         return -ECANCELED;
-    set_status(t, MIG_STATUS_DEVICE);
+    mig_target_set_status(t, MIG_STATUS_DEVICE);
     r = t->ops->load(t->opaque, state.state, state.state_len, state.age_ns < came ? came - state.age_ns : 0, err);
     if (r < 0)
         return r;
@@ -393,17 +416,12 @@ static int on_frame(struct mig_target *t, const struct mig_frame *f, bool *ret_c
     switch (f->type) {
     case MIG_SETUP:
         return on_setup(t, f, err);
-    case MIG_BATCH:
-    case MIG_PACKED:
-        return receive_batch(&t->channels[0], f, err);
-    case MIG_END:
-        return end_channel(&t->channels[0], f, err);
     case MIG_MEMORY:
         return on_memory(t, f, err);
     case MIG_STATE:
         return on_state(t, f, err);
-    case MIG_PING:
-        return mig_send_u64(control(t), MIG_PONG, le64_get(f->payload), err);
+    case MIG_ABSENT:
+        return mig_target_on_absent(t, f, err);
     case MIG_CANCEL:
         return mig_error(err, -ECANCELED, "the source cancels: %.*s", (int)MIN(f->length, 200u), (const char *)f->payload);
     case MIG_COMMIT:
@@ -412,7 +430,7 @@ static int on_frame(struct mig_target *t, const struct mig_frame *f, bool *ret_c
         *ret_commit = true;
         return 0;
     default:
-        return mig_error(err, -EBADMSG, "frame: %s is not the source's", mig_type_name(f->type));
+        return mig_target_data_frame(&t->channels[0], f, err);
     }
 }
 
@@ -435,11 +453,23 @@ static int serve(struct mig_target *t, struct mig_error *err)
     return r;
 }
 
+/* From here on it is this side's, unless a channel has failed meanwhile: then the source hears of nothing, and nothing runs. */
+static int take_guest(struct mig_target *t)
+{
+    int r;
+
+    pthread_mutex_lock(&t->lock);
+    r = t->broken && t->absent ? -ECANCELED : 0;
+    t->committed = r == 0;
+    pthread_mutex_unlock(&t->lock);
+    return r;
+}
+
 static int run_guest(struct mig_target *t, struct mig_error *err)
 {
     uint64_t start = clock_ns();
     struct mig_error unheard = {""};
-    int r = t->ops->run(t->opaque, t->run);
+    int r = t->ops->run(t->opaque, t->run, false);
 
     if (r < 0)
         return mig_error(err, r, "the daemon is ending");
@@ -458,19 +488,23 @@ static void *target_thread(void *arg)
     thread_idle();
     r = wait_for_source(t, &err);
     if (r == 0) {
-        set_status(t, MIG_STATUS_ACTIVE);
+        mig_target_set_status(t, MIG_STATUS_ACTIVE);
         r = serve(t, &err);
     }
     if (r == 0)
-        r = run_guest(t, &err);
+        r = take_guest(t);
+    if (r == 0)
+        r = t->absent ? mig_target_postcopy(t, &err) : run_guest(t, &err);
     if (r < 0) {
-        break_target(t, &err);
+        mig_target_break(t, &err);
         pthread_mutex_lock(&t->lock);
         if (!t->report.why[0])
             snprintf(t->report.why, sizeof(t->report.why), "%s", t->error.text[0] ? t->error.text : err.text);
         pthread_mutex_unlock(&t->lock);
     }
-    set_status(t, r == 0 ? MIG_STATUS_COMPLETED : MIG_STATUS_FAILED);
+    /* Post-copy has told of its end already, and before that there is no other than the daemon's. */
+    if (!t->committed || !t->postcopy_used)
+        mig_target_set_status(t, r == 0 ? MIG_STATUS_COMPLETED : MIG_STATUS_FAILED);
     thread_leave();
     return NULL;
 }
@@ -510,16 +544,21 @@ int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, cons
     t->ops = ops;
     t->opaque = opaque;
     t->given_fd = -1;
+    t->next_listener = (struct mig_listener){.fd = -1, .file.fd = -1};
     t->listener = (struct mig_listener){.fd = -1, .file.fd = -1};
     t->report.status = MIG_STATUS_SETUP;
     t->report.memory = mem_size(mem);
     pthread_mutex_init(&t->lock, NULL);
+    pthread_mutex_init(&t->ask_lock, NULL);
     pthread_cond_init(&t->cond, NULL);
     for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++) {
         t->channels[i].target = t;
         t->channels[i].index = i;
     }
+    t->uri = strdup(uri);
     r = t->wake_fd = fd_eventfd();
+    if (!t->uri)
+        r = -ENOMEM;
     if (r >= 0)
         r = open_listener(t, uri, err);
     if (r >= 0) {
@@ -534,14 +573,33 @@ int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, cons
     return 0;
 }
 
+/* The first thread, and the connections. */
+static void end_thread(struct mig_target *t)
+{
+    if (!t->started)
+        return;
+    pthread_mutex_lock(&t->lock);
+    t->closing = true;
+    pthread_mutex_unlock(&t->lock);
+    mig_target_break(t, NULL);
+    pthread_join(t->thread, NULL);
+    t->started = false;
+}
+
+void mig_target_abandon(struct mig_target *t)
+{
+    end_thread(t);
+    mig_listener_close(&t->listener);
+    mig_listener_close(&t->next_listener);
+}
+
 void mig_target_free(struct mig_target *t)
 {
     if (!t)
         return;
-    if (t->started) {
-        break_target(t, NULL);
-        pthread_join(t->thread, NULL);
-    }
+    end_thread(t);
+    if (t->runner_started)
+        pthread_join(t->runner, NULL);
     for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         if (t->channels[i].started)
             pthread_join(t->channels[i].thread, NULL);
@@ -550,12 +608,17 @@ void mig_target_free(struct mig_target *t)
         if (t->channels[i].connected)
             mig_stream_clear(&t->channels[i].stream);
         mig_unpacker_free(t->channels[i].unpacker);
+        free(t->channels[i].bounce);
     }
+    absent_free(t->absent);
     mig_listener_close(&t->listener);
+    mig_listener_close(&t->next_listener);
+    free(t->uri);
     fd_close(t->given_fd);
     fd_close(t->wake_fd);
     mig_tls_free(t->tls);
     pthread_cond_destroy(&t->cond);
+    pthread_mutex_destroy(&t->ask_lock);
     pthread_mutex_destroy(&t->lock);
     free(t);
 }

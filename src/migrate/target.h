@@ -21,9 +21,15 @@ struct mig_target_ops {
     int (*adopt)(void *opaque, int fd, struct mig_error *err);
     /* Load the state, captured at captured_ns of this host's clock_ns. -errno with *err. */
     int (*load)(void *opaque, const uint8_t *state, size_t len, uint64_t captured_ns, struct mig_error *err);
-    /* The guest is this side's: run it, or keep it paused. -errno only when the daemon is ending. */
-    int (*run)(void *opaque, bool run);
-    /* The status changed. */
+    /*
+     * The guest is this side's: run it, or keep it paused. arriving: a part of its memory is still to come (post-copy), and this
+     * call may take pages of it. -errno only when the daemon is ending.
+     */
+    int (*run)(void *opaque, bool run, bool arriving);
+    /*
+     * The status changed. In post-copy and at its end this must not wait for the main thread, which may wait for a page;
+     * it ends with completed, when no page is missing.
+     */
     void (*changed)(void *opaque);
 };
 
@@ -37,7 +43,18 @@ struct mig_target;
  */
 int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, const struct mig_target_ops *ops, void *opaque,
                      struct mig_target **ret, struct mig_error *err);
+/*
+ * In post-copy: cut the connection, as if it were lost; and, when it is lost, wait for the source at another address too (that of the
+ * beginning is waited at in any case). -EINVAL in any other status; -errno with *err.
+ */
+int mig_target_pause(struct mig_target *t);
+int mig_target_recover(struct mig_target *t, const char *uri, struct mig_error *err);
 void mig_target_report(struct mig_target *t, struct mig_report *ret);
+/*
+ * In post-copy, when the process is about to end with pages missing: end the connections and leave no socket behind, but let nobody
+ * go on who waits for a page. Callbacks as below.
+ */
+void mig_target_abandon(struct mig_target *t);
 /* Ends its threads; callbacks must fail at once from here on. NULL is fine. */
 void mig_target_free(struct mig_target *t);
 

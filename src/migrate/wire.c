@@ -10,7 +10,7 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 
-#define FLAGS (MIG_SETUP_LOCAL | MIG_SETUP_ZSTD)
+#define FLAGS (MIG_SETUP_LOCAL | MIG_SETUP_ZSTD | MIG_SETUP_POSTCOPY)
 
 int mig_error(struct mig_error *err, int r, const char *fmt, ...)
 {
@@ -80,12 +80,18 @@ static const struct type_row types[MIG_TYPE_END] = {
     [MIG_MEMORY] = {"memory", true, 8, 8, 0},
     [MIG_PING] = {"ping", true, 8, 8, 0},
     [MIG_PACKED] = {"packed", true, MIG_PACKED_FIXED + MIG_RUN_SIZE, MIG_PACKED_FIXED + MIG_RUN_SIZE * MIG_BATCH_RUNS, 0},
+    [MIG_ABSENT] = {"absent", true, MIG_MAP_FIXED + 8, MIG_MAP_FIXED + 8 * MIG_MAP_WORDS, 8},
+    [MIG_RESUME] = {"resume", true, 0, 0, 0},
+    [MIG_DONE] = {"done", true, 0, 0, 0},
     [MIG_ACCEPT] = {"accept", false, 0, 0, 0},
     [MIG_REFUSE] = {"refuse", false, 0, MIG_TEXT_MAX, 0},
     [MIG_READY] = {"ready", false, 8, 8, 0},
     [MIG_RUNNING] = {"running", false, 8, 8, 0},
     [MIG_FAILED] = {"failed", false, 0, MIG_TEXT_MAX, 0},
     [MIG_PONG] = {"pong", false, 8, 8, 0},
+    [MIG_REQUEST] = {"request", false, 8, 8, 0},
+    [MIG_MISSING] = {"missing", false, MIG_MAP_FIXED + 8, MIG_MAP_FIXED + 8 * MIG_MAP_WORDS, 8},
+    [MIG_WHOLE] = {"whole", false, 0, 0, 0},
 };
 
 const char *mig_type_name(enum mig_type type)
@@ -160,6 +166,8 @@ int mig_setup_get(const uint8_t *payload, size_t len, struct mig_setup *ret, str
                          (unsigned long long)GUEST_PAGE_SIZE);
     if (s.flags & ~FLAGS)
         return mig_error(err, -EBADMSG, "setup: flags %#x are not known", s.flags & ~FLAGS);
+    if ((s.flags & MIG_SETUP_LOCAL) && (s.flags & MIG_SETUP_POSTCOPY))
+        return mig_error(err, -EBADMSG, "setup: flags %#x, memory that is passed has no pages to come", s.flags);
     if (s.reserved != 0)
         return mig_error(err, -EBADMSG, "setup: reserved bytes are set");
     *ret = s;
@@ -240,5 +248,33 @@ int mig_packed_get(const uint8_t *payload, size_t len, uint32_t *ret_packed, str
     if (le32_get(payload + 4) != 0)
         return mig_error(err, -EBADMSG, "packed: reserved bytes are set");
     *ret_packed = packed;
+    return 0;
+}
+
+size_t mig_map_put(pfn_t first, const uint64_t *bits, size_t words, uint8_t *buf)
+{
+    le64_put(buf, first);
+    for (size_t i = 0; i < words; i++)
+        le64_put(buf + MIG_MAP_FIXED + 8 * i, bits[i]);
+    return MIG_MAP_FIXED + 8 * words;
+}
+
+int mig_map_get(const uint8_t *payload, size_t len, uint64_t limit, pfn_t *ret_first, uint64_t bits[MIG_MAP_WORDS],
+                size_t *ret_words, struct mig_error *err)
+{
+    size_t words = len < MIG_MAP_FIXED ? 0 : (len - MIG_MAP_FIXED) / 8;
+    pfn_t first = words ? le64_get(payload) : 0;
+    uint64_t room = first < limit ? limit - first : 0;
+
+    if (words == 0 || words > MIG_MAP_WORDS || len % 8 != 0)
+        return mig_error(err, -EBADMSG, "map: %zu bytes are no 1 to %u words", len, MIG_MAP_WORDS);
+    if (first % 64 != 0 || room == 0 || words > DIV_ROUND_UP(room, 64))
+        return mig_error(err, -EBADMSG, "map: %zu words at page %" PRIu64 " of %" PRIu64, words, first, limit);
+    for (size_t i = 0; i < words; i++)
+        bits[i] = le64_get(payload + MIG_MAP_FIXED + 8 * i);
+    if (64 * words > room && bits[words - 1] >> (room % 64))
+        return mig_error(err, -EBADMSG, "map: pages beyond %" PRIu64, limit);
+    *ret_first = first;
+    *ret_words = words;
     return 0;
 }

@@ -28,6 +28,8 @@
 #define MIG_BATCH_PAGES 256u
 #define MIG_PACKED_FIXED 8u
 #define MIG_PACKED_MAX ((1u << 20) + (8u << 10)) /* what zstd makes of a batch at worst */
+#define MIG_MAP_FIXED 8u
+#define MIG_MAP_WORDS 8192u
 #define MIG_ERROR_MAX 256
 
 /* First on each connection, from the source; the target answers with its own on channel 0. */
@@ -49,6 +51,9 @@ enum mig_type {
     MIG_MEMORY,    /* the RAM file goes with it (SCM_RIGHTS): its size */
     MIG_PING,      /* u64 */
     MIG_PACKED,    /* a batch whose contents follow as one zstd frame */
+    MIG_ABSENT,    /* a map: these pages come after the guest */
+    MIG_RESUME,    /* of a session that was cut in post-copy: what is missing? */
+    MIG_DONE,      /* WHOLE was heard */
     /* target to source */
     MIG_ACCEPT = 16, /* go on */
     MIG_REFUSE,      /* text: why not, a line for each difference */
@@ -56,6 +61,9 @@ enum mig_type {
     MIG_RUNNING,     /* the guest runs: nanoseconds it took */
     MIG_FAILED,      /* text: why */
     MIG_PONG,        /* u64 of the ping */
+    MIG_REQUEST,     /* u64: a page that somebody waits for */
+    MIG_MISSING,     /* a map: of these pages there is nothing yet */
+    MIG_WHOLE,       /* no page is missing any more */
     MIG_TYPE_END,
 };
 
@@ -68,6 +76,7 @@ struct mig_header {
 
 #define MIG_SETUP_LOCAL (1u << 0) /* the RAM file is passed instead of its contents */
 #define MIG_SETUP_ZSTD (1u << 1)  /* batches may be packed */
+#define MIG_SETUP_POSTCOPY (1u << 2) /* the guest may come before its last pages; at least two channels */
 
 struct mig_setup {
     uint64_t memory; /* bytes */
@@ -126,6 +135,12 @@ void mig_run_put(const struct mig_run *run, uint8_t buf[MIG_RUN_SIZE]);
  */
 int mig_runs_get(const uint8_t *payload, size_t len, uint64_t limit, struct mig_run runs[MIG_BATCH_RUNS],
                  uint32_t *ret_count, uint32_t *ret_data, struct mig_error *err);
+
+/* A map's payload: the page of the first bit, a multiple of 64, and words of bits, at most MIG_MAP_WORDS. The length. */
+size_t mig_map_put(pfn_t first, const uint64_t *bits, size_t words, uint8_t *buf);
+/* For a guest of `limit` pages. -EBADMSG with *err. */
+int mig_map_get(const uint8_t *payload, size_t len, uint64_t limit, pfn_t *ret_first, uint64_t bits[MIG_MAP_WORDS],
+                size_t *ret_words, struct mig_error *err);
 
 /* What is before the runs of a packed batch; *ret_packed is the length of what follows, 1 to MIG_PACKED_MAX. */
 void mig_packed_put(uint32_t packed, uint8_t buf[MIG_PACKED_FIXED]);

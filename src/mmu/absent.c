@@ -42,8 +42,8 @@ struct absent {
     void *opaque;
     int fd, wake;
     pthread_t thread;
-    bool started, registered;
-    bool quit, again; /* atomic */
+    bool started;
+    bool registered, quit, again; /* atomic */
 
     uint64_t *absent, *claimed, *beside; /* atomic words */
     uint64_t *wanted; /* the thread's */
@@ -256,7 +256,8 @@ static void *absent_thread(void *arg)
     struct absent *a = arg;
     struct pollfd fds[] = {{.fd = a->fd, .events = POLLIN}, {.fd = a->wake, .events = POLLIN}};
 
-    thread_enter(THREAD_UFFD, "absent");
+    /* It asks the peer of a migration, and a thread of one has made it. */
+    thread_enter(THREAD_MIGRATE, "absent");
     while (!__atomic_load_n(&a->quit, __ATOMIC_ACQUIRE)) {
         thread_idle();
         (void)poll(fds, ARRAY_SIZE(fds), -1);
@@ -423,7 +424,7 @@ static int build(struct absent *a)
     /* Huge pages that the kernel puts together have zeros where pages are missing. */
     mem_hold_pages(a->mem, true);
     r = register_memory(a->fd, a->mem);
-    a->registered = r == 0;
+    __atomic_store_n(&a->registered, r == 0, __ATOMIC_RELEASE);
     if (r == 0)
         r = thread_start(&a->thread, STACK_SIZE, absent_thread, a);
     a->started = r == 0;
@@ -448,13 +449,18 @@ int absent_new(struct mem *mem, absent_want *want, void *opaque, struct absent *
     return 0;
 }
 
+void absent_let_go(struct absent *a)
+{
+    /* Nothing was write-protected, so the kernel changes no page table here: KVM keeps what it has shadowed. */
+    if (__atomic_exchange_n(&a->registered, false, __ATOMIC_ACQ_REL))
+        unregister_memory(a->fd, a->mem);
+}
+
 void absent_free(struct absent *a)
 {
     if (!a)
         return;
-    /* With pages of 4 KiB missing only, the kernel changes no page table here: KVM keeps what it has shadowed. */
-    if (a->registered)
-        unregister_memory(a->fd, a->mem);
+    absent_let_go(a);
     if (a->started) {
         __atomic_store_n(&a->quit, true, __ATOMIC_RELEASE);
         fd_event_signal(a->wake);

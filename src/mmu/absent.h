@@ -60,8 +60,10 @@ void absent_stats(const struct absent *a, struct absent_stats *ret);
 
 /*
  * No page is absent any more; those that did not come are zeros. Threads that wait go on, so this must not be called while
- * pages are missing in a guest that has run. NULL is fine.
+ * pages are missing in a guest that has run. Any thread.
  */
+void absent_let_go(struct absent *a);
+/* The same, and free it. Nobody puts pages any more. NULL is fine. */
 void absent_free(struct absent *a);
 
 #endif
