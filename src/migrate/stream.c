@@ -284,6 +284,8 @@ int mig_send_map(struct mig_stream *s, enum mig_type type, const uint64_t *bits,
     for (size_t w = bitmap_next_word(bits, words, 0); r == 0 && w < words;) {
         size_t n = MIN(words - w, (size_t)MIG_MAP_WORDS);
 
+        while (bits[w + n - 1] == 0)
+            n--;
         r = mig_send_frame(s, type, buf, mig_map_put(w * 64, bits + w, n, buf), err);
         w = bitmap_next_word(bits, words, w + n);
     }

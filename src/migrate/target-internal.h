@@ -71,6 +71,8 @@ int mig_target_accept(struct mig_target *t, int timeout_ms);
 bool mig_target_take(struct mig_target *t, int fd, bool first, bool known, struct mig_hello *ret);
 /* Wait for all channels but the first, and start their threads. */
 int mig_target_accept_channels(struct mig_target *t, struct mig_error *err);
+/* END has come on all channels; false when something broke. */
+bool mig_target_wait_for_ends(struct mig_target *t);
 /* Its answer to a source. */
 int mig_target_send_hello(struct mig_target *t, struct mig_error *err);
 /* What follows a packed batch. */

@@ -88,20 +88,6 @@ static int make_absent(struct mig_target *t, struct mig_error *err)
     return 0;
 }
 
-static bool all_ended(struct mig_target *t)
-{
-    bool all = true;
-
-    pthread_mutex_lock(&t->lock);
-    for (unsigned int i = 0; i < t->channel_count; i++) {
-        while (i > 0 && !t->broken && !t->channels[i].ended)
-            pthread_cond_wait(&t->cond, &t->lock);
-        all &= t->channels[i].ended;
-    }
-    pthread_mutex_unlock(&t->lock);
-    return all;
-}
-
 int mig_target_on_absent(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
 {
     uint64_t *bits = NULL;
@@ -109,8 +95,10 @@ int mig_target_on_absent(struct mig_target *t, const struct mig_frame *f, struct
     size_t words;
     int r = 0;
 
-    if (!t->postcopy || !t->accepted || t->ready || !all_ended(t))
+    if (!t->postcopy || !t->accepted || t->ready || !t->channels[0].ended)
         return mig_error(err, -EBADMSG, "absent: not expected");
+    if (!mig_target_wait_for_ends(t))
+        return -ECANCELED;
     if (!t->absent)
         r = make_absent(t, err);
     if (r < 0)

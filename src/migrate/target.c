@@ -373,8 +373,7 @@ static int on_memory(struct mig_target *t, const struct mig_frame *f, struct mig
     return mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
 }
 
-/* All channels have ended; false when something broke. */
-static bool wait_for_channels(struct mig_target *t)
+bool mig_target_wait_for_ends(struct mig_target *t)
 {
     bool fine;
 
@@ -397,7 +396,7 @@ static int on_state(struct mig_target *t, const struct mig_frame *f, struct mig_
         return r;
     if (t->ready || !t->accepted || (t->local ? !t->adopted : !t->channels[0].ended))
         return mig_error(err, -EBADMSG, "state: not expected");
-    if (!t->local && !wait_for_channels(t))
+    if (!t->local && !mig_target_wait_for_ends(t))
         return -ECANCELED;
     mig_target_set_status(t, MIG_STATUS_DEVICE);
     r = t->ops->load(t->opaque, state.state, state.state_len, state.age_ns < came ? came - state.age_ns : 0, err);

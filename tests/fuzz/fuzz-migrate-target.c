@@ -51,7 +51,7 @@ static int on_load(void *opaque, const uint8_t *state, size_t len, uint64_t capt
     return crc32c(0, state, len) % 5 == 0 ? mig_error(err, -1, "bad state") : 0;
 }
 
-static int on_run(void *opaque, bool run)
+static int on_run(void *opaque, bool run, bool arriving)
 {
     struct session *s = opaque;
 

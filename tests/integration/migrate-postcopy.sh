@@ -53,11 +53,11 @@ round() { # N LABEL URI CHANNELS ARGUMENT...
         migrate_capability "$from" multifd true
         migrate_set "$from" "{\"multifd-channels\": $4, \"multifd-compression\": \"zstd\"}"
     fi
-    check "$2: the guest goes early" leave "$from" "$3" 60000000 || bail "it does not"
-    check "$2: the rest follows" complete "$from" "$to"
-    is "$(vm_status "$from") $(vm_status "$to")" "postmigrate running" "$2: only the target runs"
+    check "$2: the guest goes early" leave "$from" "$3" $((20000000 / ($4 > 1 ? 8 : 1))) || bail "it does not"
     check "$2: the guest answers" vm_ask "$to" check '^check pages=' 30
     is "$vm_line" "$sum" "$2: it has its memory"
+    check "$2: the rest follows" complete "$from" "$to"
+    is "$(vm_status "$from") $(vm_status "$to")" "postmigrate running" "$2: only the target runs"
     is "$(left "$to") $(left "$from")" "0 0" "$2: nothing is left"
     check "$2: it has asked for pages" test "$(qmp "$from" query-migrate | jq '.ram."postcopy-requests"')" -gt 0
     check "$2: what can look at memory may again" qmp "$to" stop

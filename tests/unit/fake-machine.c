@@ -407,7 +407,8 @@ int machine_save(struct machine *m, struct state_writer *w)
     return 0;
 }
 
-/* A fake machine neither leaves nor arrives. */
+/* A fake machine neither leaves nor arrives, but may be told that its memory does. */
+bool fake_memory_arrives;
 
 int machine_compare(struct machine *m, struct state_reader *r, json_t **ret_differences)
 {
@@ -419,7 +420,20 @@ int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns
     return -EOPNOTSUPP;
 }
 
-void machine_arrived(struct machine *m, bool run)
+void machine_arrived(struct machine *m, bool run, bool arriving)
+{
+}
+
+void machine_whole(struct machine *m)
+{
+}
+
+bool machine_memory_arrives(const struct machine *m)
+{
+    return fake_memory_arrives;
+}
+
+void machine_keep_memory(struct machine *m, bool on)
 {
 }
 

@@ -36,4 +36,7 @@ void fake_machine_set_cr3(struct machine *m, uint64_t cr3);
 /* Let KVM fail: what ioctls of the dirty log return, 0 for success. */
 void fake_machine_fail_kvm(struct machine *m, int r);
 
+/* What machine_memory_arrives says. */
+extern bool fake_memory_arrives;
+
 #endif

@@ -26,6 +26,7 @@
 #include "fake-kvm.h"
 #include "migrate/source.h"
 #include "migrate/target.h"
+#include "mmu/absent.h"
 
 #define MEMORY (8 * MiB)
 #define PAGES (MEMORY / GUEST_PAGE_SIZE)
@@ -50,7 +51,11 @@ struct world {
     uint64_t rate;        /* pages a second, written in every round; 0: the thread writes */
     uint64_t written_ns;  /* the round before */
 
-    atomic_bool ran, given;
+    atomic_bool ran, given, needed;
+    pthread_t reader; /* the guest at the target: it looks at all of its memory while that arrives */
+    bool reads;
+    atomic_bool arrived;
+    atomic_uint different;
     bool refuse, bad_state;
     atomic_uint throttle, throttled_most, who_asked;
     atomic_bool sees_tables;
@@ -135,9 +140,11 @@ static void on_resume(void *opaque)
     sem_post(&w->running);
 }
 
-static void on_give_away(void *opaque)
+static void on_give_away(void *opaque, bool needed)
 {
     struct world *w = opaque;
+
+    atomic_store(&w->needed, needed);
 
     atomic_store(&w->given, true);
 }
@@ -220,11 +227,38 @@ static int on_load(void *opaque, const uint8_t *state, size_t len, uint64_t capt
     return w->bad_state ? mig_error(err, -EINVAL, "vcpu 0: no") : 0;
 }
 
-static int on_run(void *opaque, bool run)
+static const uint8_t *page_of(const struct world *w, pfn_t page, bool beside)
+{
+    unsigned int n;
+    const struct mem_slot *slots = mem_slots(w->to, &n);
+
+    return (beside ? slots[0].alias : slots[0].hva) + page * GUEST_PAGE_SIZE;
+}
+
+/* From somewhere on, once round. What the source has does not change any more. */
+static void *reader_thread(void *arg)
+{
+    struct world *w = arg;
+    struct rng rng = rng_seeded(5);
+    pfn_t from = rng_below(&rng, PAGES);
+
+    for (pfn_t i = 0; i < PAGES && !atomic_load(&w->end); i++) {
+        pfn_t page = (from + i * 7) % PAGES;
+
+        if (memcmp(page_of(w, page, i % 2), mem_ram(w->from) + page * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE) != 0)
+            atomic_fetch_add(&w->different, 1);
+    }
+    return NULL;
+}
+
+static int on_run(void *opaque, bool run, bool arriving)
 {
     struct world *w = opaque;
 
     atomic_store(&w->ran, run);
+    if (arriving && pthread_create(&w->reader, NULL, reader_thread, w) == 0)
+        w->reads = true;
+    atomic_store(&w->arrived, true);
     return 0;
 }
 
@@ -273,6 +307,8 @@ static void world_free(struct world *w)
     atomic_store(&w->end, true);
     mig_source_free(w->source);
     mig_target_free(w->target);
+    if (w->reads)
+        pthread_join(w->reader, NULL);
     /* Whether it stands still or not: it looks at `end` next. */
     sem_post(&w->running);
     if (!w->rate)
@@ -557,6 +593,227 @@ static void test_ends_at_random(void **state)
     print_message("# %u of %u came to their end before\n", completed, rounds);
 }
 
+/* -- post-copy -- */
+
+static void skip_without_userfault(struct world *w)
+{
+    const char *why;
+
+    if (absent_possible(w->to, &why) == 0)
+        return;
+    print_message("# no post-copy: %s\n", why);
+    world_free(w);
+    skip();
+}
+
+static enum mig_status status_of_source(struct world *w)
+{
+    struct mig_report r;
+
+    mig_source_report(w->source, &r);
+    return r.status;
+}
+
+static enum mig_status status_of_target(struct world *w)
+{
+    struct mig_report r;
+
+    mig_target_report(w->target, &r);
+    return r.status;
+}
+
+static void wait_for_status(struct world *w, enum mig_status (*of)(struct world *w), enum mig_status wanted)
+{
+    uint64_t end = clock_ns() + WAIT_NS;
+
+    while (of(w) != wanted) {
+        if (clock_ns() > end)
+            fail_msg("status %s after a minute, not %s", mig_status_name(of(w)), mig_status_name(wanted));
+        sched_yield();
+    }
+}
+
+static void start_postcopy(struct world *w, unsigned int channels, uint64_t bandwidth, unsigned int zstd)
+{
+    struct mig_parameters p = {.downtime_limit_ns = 300 * NSEC_PER_MSEC,
+                               .max_bandwidth = 4 * MiB,
+                               .postcopy_bandwidth = bandwidth,
+                               .channels = channels,
+                               .strategy = MIG_STRATEGY_STOP,
+                               .postcopy = true,
+                               .zstd_level = zstd};
+
+    start_with(w, &p, false);
+    while (mig_source_postcopy(w->source) < 0)
+        sched_yield();
+}
+
+static void check_postcopy_end(struct world *w, unsigned int recoveries)
+{
+    struct mig_report r = wait_source(w);
+
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    wait_for_status(w, status_of_target, MIG_STATUS_COMPLETED);
+    while (!atomic_load(&w->arrived))
+        sched_yield();
+    if (w->reads)
+        pthread_join(w->reader, NULL);
+    w->reads = false;
+    assert_int_equal(atomic_load(&w->different), 0);
+    assert_true(atomic_load(&w->ran) && atomic_load(&w->given) && atomic_load(&w->needed) && w->stopped);
+    assert_int_equal(r.recoveries, recoveries);
+    assert_true(r.postcopy_ns > 0);
+    same_memory(w);
+}
+
+static void test_postcopy(void **state)
+{
+    static const unsigned int channels[] = {1, 2, 5, 16};
+
+    for (size_t i = 0; i < ARRAY_SIZE(channels); i++) {
+        static struct world w;
+
+        world_new(&w, 7 + i, 0);
+        skip_without_userfault(&w);
+        start_postcopy(&w, channels[i], i % 2 ? 0 : 8 * MiB, i % 3 == 2);
+        check_postcopy_end(&w, 0);
+        world_free(&w);
+    }
+}
+
+/* In the midst of it the connection is cut, by either side, at random moments; nothing is lost. */
+static void test_postcopy_is_cut(void **state)
+{
+    uint64_t seed;
+    struct rng rng;
+
+    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
+    print_message("# seed %#llx\n", (unsigned long long)seed);
+    rng = rng_seeded(seed);
+    log_set_level(LOG_LEVEL_ERR - 1);
+    for (unsigned int i = 0; i < 8; i++) {
+        static struct world w;
+        struct mig_report r;
+        unsigned int cuts = 0;
+
+        world_new(&w, rng_next(&rng), 0);
+        skip_without_userfault(&w);
+        start_postcopy(&w, 2 + i % 3, 16 * MiB, 0);
+        for (unsigned int n = 0; n < 4; n++) {
+            wait_for_status(&w, status_of_source, MIG_STATUS_POSTCOPY_ACTIVE);
+            usleep((useconds_t)rng_below(&rng, 30000));
+            if ((n % 2 ? mig_source_pause(w.source) : mig_target_pause(w.target)) < 0)
+                break;
+            /* It may have been the last page. */
+            do
+                mig_source_report(w.source, &r);
+            while (r.status == MIG_STATUS_POSTCOPY_ACTIVE);
+            if (r.status == MIG_STATUS_COMPLETED)
+                break;
+            wait_for_status(&w, status_of_source, MIG_STATUS_POSTCOPY_PAUSED);
+            assert_int_equal(mig_source_recover(w.source, "unix:/nowhere", NULL), 0);
+            wait_for_status(&w, status_of_source, MIG_STATUS_POSTCOPY_PAUSED);
+            /* The target may not wait for it yet. */
+            do {
+                assert_int_equal(mig_source_recover(w.source, w.uri, NULL), 0);
+                do
+                    mig_source_report(w.source, &r);
+                while (r.status == MIG_STATUS_POSTCOPY_RECOVER);
+            } while (r.status == MIG_STATUS_POSTCOPY_PAUSED);
+            cuts++;
+        }
+        mig_source_report(w.source, &r);
+        check_postcopy_end(&w, cuts);
+        world_free(&w);
+    }
+    log_set_level(LOG_LEVEL_ERR);
+}
+
+static void test_postcopy_refused(void **state)
+{
+    struct mig_parameters p = {.downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = 2, .postcopy = true};
+    struct mig_report r;
+    static struct world w;
+    struct absent *other;
+
+    world_new(&w, 3, 0);
+    skip_without_userfault(&w);
+    assert_int_equal(absent_new(w.to, NULL, NULL, &other), 0);
+    w.refuse = true;
+    start_with(&w, &p, false);
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_string_equal(r.why, "the target refuses: first difference\nsecond difference\n"
+                               "post-copy: guest memory is registered with userfaultfd already (--mmu precise)");
+    assert_false(w.stopped || atomic_load(&w.ran));
+    absent_free(other);
+    world_free(&w);
+}
+
+static void test_postcopy_not_agreed_on(void **state)
+{
+    struct mig_report r;
+    static struct world w;
+
+    world_new(&w, 5, FAST_WRITER);
+    start_slow(&w, 4 * MiB, MIG_STRATEGY_CANCEL, 0);
+    assert_int_equal(mig_source_postcopy(w.source), -EINVAL);
+    assert_int_equal(mig_source_pause(w.source), -EINVAL);
+    assert_int_equal(mig_source_recover(w.source, w.uri, NULL), -EINVAL);
+    mig_source_set_parameters(w.source, &(struct mig_parameters){.max_bandwidth = 4 * MiB,
+                                                                .downtime_limit_ns = 5 * NSEC_PER_MSEC,
+                                                                .strategy = MIG_STRATEGY_POSTCOPY});
+    r = wait_source(&w);
+    assert_int_equal(r.status, MIG_STATUS_FAILED);
+    assert_string_equal(r.why, "it does not converge, and post-copy was not agreed on at its start");
+    assert_false(w.stopped);
+    world_free(&w);
+}
+
+/* As test_ends_at_random. A target that ends with pages missing takes the guest with it; the source must know. */
+static void test_postcopy_ends_at_random(void **state)
+{
+    uint64_t seed;
+    struct rng rng;
+
+    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
+    print_message("# seed %#llx\n", (unsigned long long)seed);
+    rng = rng_seeded(seed);
+    log_set_level(LOG_LEVEL_ERR - 1);
+    for (unsigned int i = 0; i < 40; i++) {
+        enum mig_status status;
+        uint64_t when;
+        static struct world w;
+
+        world_new(&w, rng_next(&rng), 0);
+        skip_without_userfault(&w);
+        when = clock_ns() + rng_below(&rng, 30 * NSEC_PER_MSEC);
+        start_postcopy(&w, 2, 64 * MiB, 0);
+        while (clock_ns() < when)
+            sched_yield();
+        if (i % 2)
+            mig_source_cancel(w.source);
+        else
+            mig_target_free(w.target);
+        if (i % 2 == 0)
+            w.target = NULL;
+        do
+            status = status_of_source(&w);
+        while (status != MIG_STATUS_COMPLETED && status != MIG_STATUS_FAILED && status != MIG_STATUS_CANCELLED &&
+               status != MIG_STATUS_POSTCOPY_PAUSED);
+        mig_target_free(w.target);
+        w.target = NULL;
+        assert_true(w.stopped == atomic_load(&w.given));
+        if (status == MIG_STATUS_POSTCOPY_PAUSED)
+            assert_true(i % 2 == 0 && atomic_load(&w.given));
+        else
+            assert_true(atomic_load(&w.ran) == (status == MIG_STATUS_COMPLETED));
+        world_free(&w);
+    }
+    log_set_level(LOG_LEVEL_ERR);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -570,6 +827,11 @@ int main(void)
         cmocka_unit_test_teardown(test_throttled_no_more_than_allowed, end_world),
         cmocka_unit_test_teardown(test_tables_are_held_back, end_world),
         cmocka_unit_test_teardown(test_ends_at_random, end_world),
+        cmocka_unit_test_teardown(test_postcopy, end_world),
+        cmocka_unit_test_teardown(test_postcopy_is_cut, end_world),
+        cmocka_unit_test_teardown(test_postcopy_refused, end_world),
+        cmocka_unit_test_teardown(test_postcopy_not_agreed_on, end_world),
+        cmocka_unit_test_teardown(test_postcopy_ends_at_random, end_world),
     };
 
     log_init("test-migrate-move", NULL);
