@@ -16,7 +16,7 @@
 #include "base/util.h"
 #include "ctl/client.h"
 
-#define CTL_MAX_OPTIONS 8
+#define CTL_MAX_OPTIONS 12
 #define CTL_DEFAULT_REPLY_TIMEOUT_MS 15000
 
 /* How vmctl ends. */

@@ -78,6 +78,51 @@ static void test_hello(void **state)
     }
 }
 
+/* -- maps -- */
+
+static void test_maps(void **state)
+{
+    static const struct {
+        uint64_t first, last_word;
+        size_t words, cut;
+        uint64_t limit;
+        const char *error; /* NULL: fine */
+    } rows[] = {
+        {0, 1, 1, 0, 64, NULL},
+        {64, UINT64_MAX, 2, 0, 192, NULL},
+        {128, 1, 1, 0, 129, NULL},
+        {128, 2, 1, 0, 129, "map: pages beyond 129"},
+        {0, 1, 2, 0, 64, "map: 2 words at page 0 of 64"},
+        {1, 1, 1, 0, 64, "map: 1 words at page 1 of 64"},
+        {64, 1, 1, 0, 64, "map: 1 words at page 64 of 64"},
+        {UINT64_MAX - 63, 1, 1, 0, 64, "map: 1 words at page 18446744073709551552 of 64"},
+        {0, 1, 1, 8, 64, "map: 8 bytes are no 1 to 8192 words"},
+        {0, 1, 1, 3, 64, "map: 13 bytes are no 1 to 8192 words"},
+        {0, 1, MIG_MAP_WORDS, 0, 64 * MIG_MAP_WORDS, NULL},
+    };
+    static uint64_t bits[MIG_MAP_WORDS], got[MIG_MAP_WORDS];
+    static uint8_t buf[MIG_MAP_FIXED + 8 * MIG_MAP_WORDS];
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct mig_error err = {""};
+        size_t len, words;
+        pfn_t first;
+        int r;
+
+        memset(bits, 0x5a, sizeof(bits));
+        bits[rows[i].words - 1] = rows[i].last_word;
+        len = mig_map_put(rows[i].first, bits, rows[i].words, buf);
+        r = mig_map_get(buf, len - rows[i].cut, rows[i].limit, &first, got, &words, &err);
+        if (rows[i].error) {
+            refused(r, &err, rows[i].error);
+            continue;
+        }
+        assert_int_equal(r, 0);
+        assert_true(first == rows[i].first && words == rows[i].words);
+        assert_memory_equal(got, bits, words * 8);
+    }
+}
+
 /* -- headers -- */
 
 static void test_headers(void **state)
@@ -102,12 +147,21 @@ static void test_headers(void **state)
         {MIG_END, true, 4, 7, "frame 7 (end): length 4"},
         {MIG_STATE, true, 11, 7, "frame 7 (state): length 11"},
         {MIG_CANCEL, true, MIG_TEXT_MAX + 1, 7, "frame 7 (cancel): length 65537"},
+        {MIG_ABSENT, true, 16, 7, NULL},
+        {MIG_ABSENT, true, 8, 7, "frame 7 (absent): length 8"},
+        {MIG_ABSENT, true, 20, 7, "frame 7 (absent): length 20"},
+        {MIG_ABSENT, true, MIG_MAP_FIXED + 8 * (MIG_MAP_WORDS + 1), 7, "frame 7 (absent): length 65552"},
+        {MIG_ABSENT, false, 16, 7, "frame 7: type 10 is not known"},
+        {MIG_RESUME, true, 1, 7, "frame 7 (resume): length 1"},
+        {MIG_REQUEST, false, 8, 7, NULL},
+        {MIG_REQUEST, false, 7, 7, "frame 7 (request): length 7"},
+        {MIG_WHOLE, true, 0, 7, "frame 7: type 24 is not known"},
         {MIG_READY, false, 8, 7, NULL},
         {MIG_READY, true, 8, 7, "frame 7: type 18 is not known"},
         {MIG_FAILED, false, MIG_TEXT_MAX, 7, NULL},
         {0, true, 0, 7, "frame 7: type 0 is not known"},
         {15, true, 0, 7, "frame 7: type 15 is not known"},
-        {MIG_TYPE_END, false, 0, 7, "frame 7: type 22 is not known"},
+        {MIG_TYPE_END, false, 0, 7, "frame 7: type 25 is not known"},
         {65535, true, 0, 7, "frame 7: type 65535 is not known"},
     };
     uint8_t buf[MIG_HEADER_SIZE];
@@ -515,6 +569,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hello),
+        cmocka_unit_test(test_maps),
         cmocka_unit_test(test_headers),
         cmocka_unit_test(test_setup_and_state),
         cmocka_unit_test(test_runs),
