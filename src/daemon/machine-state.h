@@ -35,16 +35,17 @@ void machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
 /*
- * The guest is to leave: stop it (STOP) and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when there is no guest
- * to move any more (it powered off, it cannot go on). How long vCPUs and devices took, in nanoseconds.
+ * The guest is to leave: stop it (STOP), write its disks out and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when
+ * there is no guest to move any more (it powered off, it cannot go on); -errno of a disk, logged, and then it stays as it was.
+ * How long vCPUs and devices took, in nanoseconds.
  */
 int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns);
 /* It stays after all: as before machine_leave (RESUME). */
 void machine_stay(struct machine *m);
-/* It is gone: postmigrate. With its memory (`memory`) it can never run here again. */
+/* It is gone, and its disks are whoever's has it: postmigrate. With its memory (`memory`) it can never run here again. */
 void machine_left(struct machine *m, bool memory);
 
-/* From inmigrate, memory and state complete, to running (RESUME) or paused. */
+/* From inmigrate, memory and state complete, to running (RESUME) or paused. Disks that cannot be claimed keep it paused, logged. */
 void machine_arrived(struct machine *m, bool run);
 
 #endif
