@@ -140,7 +140,7 @@ static bool can_leave(enum run_state state)
 }
 
 /*
- * The target may be another host, which sees nothing of this one's page cache. Here, where a disk that fails can still keep
+ * The target may be on another host, which sees nothing of this one's page cache. Here, where a disk that fails can still keep
  * the guest; nothing is written from here to machine_left.
  */
 static int sync_disks(struct machine *m)

@@ -8,11 +8,13 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -31,6 +33,7 @@ struct disk {
     char *path;
     int fd;        /* through the page cache; holds the lock */
     bool claimed;  /* the lock is held */
+    bool shared;   /* another host may come to the same bytes, and not by this one's page cache */
     int direct_fd; /* or -1 */
     uint32_t direct_align; /* as far as we know */
     bool no_discard, no_zero_range; /* the host told us that it cannot */
@@ -88,6 +91,20 @@ static int find_size(struct disk *d)
     d->info.size = size;
     d->info.block_size = d->direct_align = (uint32_t)block;
     return 0;
+}
+
+/* Of a file system that is mounted by one host at a time others see what that host's page cache has (an NFS server's, too). */
+static bool is_shared(const struct disk *d)
+{
+    static const uint32_t own[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+    struct statfs fs;
+
+    if (d->info.block_device || fstatfs(d->fd, &fs) < 0)
+        return true;
+    for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+        if ((uint32_t)fs.f_type == own[i])
+            return false;
+    return true;
 }
 
 static int open_image(struct disk *d)
@@ -175,6 +192,7 @@ int disk_open(const struct disk_config *config, struct disk **ret)
         r = lock_image(d);
     if (r == 0)
         r = find_size(d);
+    d->shared = r == 0 && is_shared(d);
     if (r == 0)
         r = open_direct(d);
     if (r == 0)
@@ -248,7 +266,7 @@ int disk_sync(struct disk *d)
     int r;
 
     assert(d->in_flight == 0);
-    if (!d->claimed || d->info.read_only)
+    if (!d->claimed || d->info.read_only || !d->shared)
         return 0;
     r = fdatasync(d->fd) < 0 ? -errno : 0;
     if (r < 0)

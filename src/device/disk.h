@@ -76,9 +76,12 @@ int disk_open(const struct disk_config *config, struct disk **ret);
  * that it was opened with. Nothing is submitted to a disk that is not claimed.
  */
 int disk_claim(struct disk *d);
-/* All that was written reaches the disk, whatever becomes of this host. 0 or -errno, logged. Nothing is in flight. */
+/*
+ * All that was written is where a process of another host, if one can open the image, finds it. 0 or -errno, logged. Nothing is
+ * in flight.
+ */
 int disk_sync(struct disk *d);
-/* Let another process claim it; after disk_sync if that may be one of another host. Nothing is in flight. */
+/* Let another process claim it; after disk_sync. Nothing is in flight. */
 void disk_yield(struct disk *d);
 /* Nothing is in flight. NULL is fine. */
 void disk_close(struct disk *d);

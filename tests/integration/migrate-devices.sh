@@ -4,8 +4,8 @@
 # at work: what it wrote is what it reads, a TCP stream with a peer loses and changes no byte, its clocks go on and never back,
 # and both sides' memory is the same when it is handed over.
 #
-# UMBRA_MOVES: how often it moves while it runs (4), over one channel and four by turns. UMBRA_COMPARE: how often it then moves
-# while it stands still, for memory to be compared (2).
+# UMBRA_MOVES: how often it moves while it runs (4). UMBRA_COMPARE: how often it then moves while it stands still, for memory to
+# be compared (2).
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
@@ -18,7 +18,7 @@ need "no mke2fs" mke2fs -V
 need "no cpio" command -v cpio
 
 moves=${UMBRA_MOVES:-4} compares=${UMBRA_COMPARE:-2}
-stream_rate=400 # KiB a second, each way
+stream_rate=200 # KiB a second, each way
 lan=lan$$
 spaces=(a$$ b$$) # each host's
 img=$tap_dir/disk.img
@@ -121,6 +121,7 @@ disk_work='mkdir -p /tmp/s /tmp/disk; i=0;
         echo 1 >/proc/sys/vm/drop_caches;
         [ "$(md5sum <$f)" = "$(md5sum <$s)" ] || echo "round $i: $f is not $s" >>/tmp/disk/wrong;
         echo $i >/tmp/disk/new && mv /tmp/disk/new /tmp/disk/rounds;
+        sleep 0.2;
     done; touch /tmp/disk/over'
 
 # What a command prints in one line, in $told.
@@ -162,6 +163,17 @@ clock_end() { # LABEL
     like "$told" '^looks=[1-9][0-9]* back=0 jumps=0 ' "$1: clocks go on, and none back ($told)"
 }
 
+# round MODE MOVES LIMIT-MS: so many moves, over one channel and four by turns. No clock goes on by more than that at a time.
+round() {
+    local n
+    [ "$2" -gt 0 ] || return
+    clock_start "$3"
+    for ((n = 0; n < $2; n++)); do
+        move "$1" $((n % 2 ? 4 : 1))
+    done
+    clock_end "$1"
+}
+
 # -- here it begins -----------------------------------------------------------
 
 modprobe -a tun bridge veth 2>/dev/null
@@ -190,18 +202,9 @@ vm_run $vm "{ ${disk_work//$'\n'/ }; } >/dev/null 2>&1 &" 60
 vm_run $vm 'until [ -e /tmp/disk/rounds ]; do sleep 0.1; done' 60
 works "before"
 
-clock_start 5000
-for ((n = 0; n < moves; n++)); do
-    move live $((n % 2 ? 4 : 1))
-done
-clock_end "live"
-
-# The guest's time goes on while it stands still, which takes as long as it takes.
-clock_start 120000
-for ((n = 0; n < compares; n++)); do
-    move still $((n % 2 ? 4 : 1))
-done
-clock_end "still"
+round live "$moves" 5000
+# Its time goes on while it stands still, which takes as long as it takes.
+round still "$compares" 120000
 
 # -- and ends -----------------------------------------------------------------
 

@@ -92,4 +92,22 @@ truncate -s 1M "$img"
 check "the size it had: cont goes on" qmp odd cont
 check "the size it had: the guest answers" vm_ask odd count '^count writes=' 20
 check "the size it had: the image is locked" locked
+
+# -- a block device, which both sides of one host share --
+modprobe loop 2>/dev/null
+truncate -s 1M "$tap_dir/block.img"
+if [ "$(id -u)" = 0 ] && device=$(losetup -f 2>/dev/null) && losetup "$device" "$tap_dir/block.img" 2>/dev/null; then
+    on_exit losetup -d "$device"
+    img=$device
+    machine=(--memory 16M --disk "$device")
+    vm_start_guest bsrc dirtier mode=serve "${machine[@]}"
+    vm_expect bsrc 'ready region' 20 || bail "the guest does not start"
+    target btarget
+    check "block device: moved" migrate_run bsrc "unix:$tap_dir/in"
+    is "$(vm_status bsrc) $(vm_status btarget)" "postmigrate running" "block device: only the target runs"
+    check "block device: it is locked" locked
+    check "block device: the source does not get it" refused bsrc 'disk0: another process has its image open'
+else
+    skip "a block device" "there is none to be had"
+fi
 done_testing

@@ -14,7 +14,7 @@
 
 static const char name[] = "clockwatch";
 
-enum { READS = 50, PAUSE_US = 5000 };
+enum { READS = 20, PAUSE_US = 20000 };
 
 static volatile sig_atomic_t asked_to_end;
 
