@@ -82,7 +82,11 @@ static unsigned int count_testdev(const struct config *c)
 
 static int create_disk(const struct making *m, struct device **ret)
 {
-    return vblk_create(m->env, &m->config->disks[m->index], m->index, m->slot, ret);
+    struct vblk_config disk = m->config->disks[m->index];
+
+    /* The source of a migration has it; a snapshot's guest has none. */
+    disk.unclaimed = m->config->incoming;
+    return vblk_create(m->env, &disk, m->index, m->slot, ret);
 }
 
 static unsigned int count_disks(const struct config *c)
@@ -281,6 +285,51 @@ void machine_devices_reset(struct machine_devices *d)
 {
     for (unsigned int i = 0; i < d->count; i++)
         device_reset(d->entries[i].device);
+}
+
+static const char *claim_error(int r)
+{
+    switch (r) {
+    case -EBUSY:
+        return "another process has its image open";
+    case -ESTALE:
+        return "its image has another size than when it was opened";
+    default:
+        return strerrordesc_np(-r);
+    }
+}
+
+int machine_devices_claim(struct machine_devices *d, char error[MACHINE_CLAIM_ERROR_MAX])
+{
+    for (unsigned int i = 0; i < d->count; i++) {
+        int r = d->entries[i].kind == DEVICE_DISK ? vblk_claim(d->entries[i].device) : 0;
+
+        if (r == 0)
+            continue;
+        snprintf(error, MACHINE_CLAIM_ERROR_MAX, "disk%u: %s", d->entries[i].index, claim_error(r));
+        /* Two sides with half of the disks each would both wait for ever. */
+        machine_devices_yield(d);
+        return r;
+    }
+    return 0;
+}
+
+int machine_devices_sync(struct machine_devices *d)
+{
+    for (unsigned int i = 0; i < d->count; i++) {
+        int r = d->entries[i].kind == DEVICE_DISK ? vblk_sync(d->entries[i].device) : 0;
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+void machine_devices_yield(struct machine_devices *d)
+{
+    for (unsigned int i = 0; i < d->count; i++)
+        if (d->entries[i].kind == DEVICE_DISK)
+            vblk_yield(d->entries[i].device);
 }
 
 void machine_devices_save(struct machine_devices *d, struct state_writer *w)

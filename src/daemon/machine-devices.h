@@ -42,6 +42,15 @@ void machine_devices_quiesce(struct machine_devices *d);
 void machine_devices_resume(struct machine_devices *d);
 /* Quiet only. */
 void machine_devices_reset(struct machine_devices *d);
+/*
+ * Images of disks, which belong to one process at a time. Claim all before the guest runs here: 0 when they are this
+ * process's already; -errno with the text of why not, and then none is. Sync, then yield, when it runs somewhere else from
+ * now on; sync is 0 or -errno, logged. Quiet only.
+ */
+#define MACHINE_CLAIM_ERROR_MAX 128
+int machine_devices_claim(struct machine_devices *d, char error[MACHINE_CLAIM_ERROR_MAX]);
+int machine_devices_sync(struct machine_devices *d);
+void machine_devices_yield(struct machine_devices *d);
 void machine_devices_save(struct machine_devices *d, struct state_writer *w);
 /* As device_restore, of the first that fails. */
 int machine_devices_restore(struct machine_devices *d, struct state_reader *r);

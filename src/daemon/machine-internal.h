@@ -40,6 +40,7 @@ struct machine {
     enum run_state state;
     bool ended;
     enum run_state left_from; /* what finish-migrate came after */
+    char claim_error[MACHINE_CLAIM_ERROR_MAX]; /* why disks were not claimed last */
     bool memory_given; /* guest memory is another process's now */
     bool memory_kept;  /* the guest runs elsewhere with a part of it: see machine_keep_memory */
     bool arriving;     /* some of it is still to come: see machine_arrived */

@@ -139,9 +139,23 @@ static bool can_leave(enum run_state state)
            state == RUN_STATE_POSTMIGRATE;
 }
 
+/*
+ * The target may be on another host, which sees nothing of this one's page cache. Here, where a disk that fails can still keep
+ * the guest; nothing is written from here to machine_left.
+ */
+static int sync_disks(struct machine *m)
+{
+    int r = machine_devices_sync(m->devices);
+
+    if (r < 0)
+        machine_release(m);
+    return r;
+}
+
 int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
 {
     uint64_t start = clock_ns(), parked;
+    int r;
 
     if (m->ended || m->memory_given || !can_leave(m->state))
         return -ESHUTDOWN;
@@ -149,7 +163,6 @@ int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, 
     parked = clock_ns();
     machine_guest_stop(m);
     *ret_pause_ns = parked - start;
-    *ret_drain_ns = clock_ns() - parked;
     /* What it asked for before it was stopped happens here, or it would be forgotten: a reset lets it run again. */
     while (m->state == RUN_STATE_RUNNING && atomic_load(&m->requests)) {
         machine_take_requests(m);
@@ -157,6 +170,10 @@ int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, 
             return -ESHUTDOWN;
         machine_guest_stop(m);
     }
+    r = sync_disks(m);
+    *ret_drain_ns = clock_ns() - parked;
+    if (r < 0)
+        return r;
     m->left_from = m->state;
     *ret_running = m->state == RUN_STATE_RUNNING;
     m->state = RUN_STATE_FINISH_MIGRATE;
@@ -181,6 +198,7 @@ void machine_left(struct machine *m, bool memory)
     if (m->state == RUN_STATE_FINISH_MIGRATE)
         m->state = RUN_STATE_POSTMIGRATE;
     m->memory_given |= memory;
+    machine_devices_yield(m->devices);
 }
 
 void machine_keep_memory(struct machine *m, bool on)
@@ -210,6 +228,9 @@ void machine_arrived(struct machine *m, bool run, bool arriving)
     assert(m->state == RUN_STATE_INMIGRATE);
     m->state = RUN_STATE_PAUSED;
     m->arriving = arriving;
-    if (run)
+    /* One that is paused has its disks, too: nobody else may run it. */
+    if (machine_devices_claim(m->devices, m->claim_error) < 0)
+        log_err("%s: the guest stays paused, cont tries again", m->claim_error);
+    else if (run)
         machine_cont(m, &(const char *){NULL});
 }

@@ -35,13 +35,14 @@ void machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
 /*
- * The guest is to leave: stop it (STOP) and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when there is no guest
- * to move any more (it powered off, it cannot go on). How long vCPUs and devices took, in nanoseconds.
+ * The guest is to leave: stop it (STOP), write its disks out and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when
+ * there is no guest to move any more (it powered off, it cannot go on); -errno of a disk, logged, and then it stays as it was.
+ * How long vCPUs and devices took, in nanoseconds.
  */
 int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns);
 /* It stays after all: as before machine_leave (RESUME). */
 void machine_stay(struct machine *m);
-/* It is gone: postmigrate. With its memory (`memory`) it can never run here again. */
+/* It is gone, and its disks are whoever's has it: postmigrate. With its memory (`memory`) it can never run here again. */
 void machine_left(struct machine *m, bool memory);
 
 /* The memory of a guest that has left is needed as it is (post-copy): it can neither go on nor be reset. */
@@ -50,7 +51,8 @@ void machine_keep_memory(struct machine *m, bool on);
 /*
  * From inmigrate, the state complete, to running (RESUME) or paused. arriving: some of guest memory is still to come, and whoever touches
  * it waits. Until machine_whole nothing is done then that looks at guest memory or waits for a vCPU or a device: no
- * ticks of the tracker, no request of the guest's (it waits), no command that does (machine_memory_arrives).
+ * ticks of the tracker, no request of the guest's (it waits), no command that does (machine_memory_arrives). Disks that cannot be
+ * claimed keep it paused, logged.
  */
 void machine_arrived(struct machine *m, bool run, bool arriving);
 /* All of it is here. Nothing where it was before. */

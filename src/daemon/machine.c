@@ -529,6 +529,20 @@ void machine_stop(struct machine *m)
         halt(m, RUN_STATE_PAUSED);
 }
 
+static int run(struct machine *m, const char **ret_why)
+{
+    int r = machine_devices_claim(m->devices, m->claim_error);
+
+    if (r < 0) {
+        *ret_why = m->claim_error;
+        return r;
+    }
+    m->state = RUN_STATE_RUNNING;
+    machine_emit(m, "RESUME", NULL);
+    machine_guest_run(m);
+    return 0;
+}
+
 int machine_cont(struct machine *m, const char **ret_why)
 {
     switch (m->state) {
@@ -547,10 +561,7 @@ int machine_cont(struct machine *m, const char **ret_why)
     case RUN_STATE_PRELAUNCH:
     case RUN_STATE_PAUSED:
     case RUN_STATE_IO_ERROR:
-        m->state = RUN_STATE_RUNNING;
-        machine_emit(m, "RESUME", NULL);
-        machine_guest_run(m);
-        return 0;
+        return run(m, ret_why);
     case RUN_STATE_INMIGRATE:
         *ret_why = "the guest is still on its way here";
         return -EPERM;

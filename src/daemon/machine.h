@@ -67,7 +67,11 @@ const char *machine_run_state_name(enum run_state state);
 
 /* stop: running -> paused (a no-op in any state that is not running). */
 void machine_stop(struct machine *m);
-/* cont: -EPERM with *ret_why set (static text) where the state does not allow it (after a shutdown or internal error: reset first). */
+/*
+ * cont: -EPERM where the state does not allow it (after a shutdown or internal error: reset first), -errno where disks of a guest
+ * that arrived, or left, cannot be claimed (-EBUSY: another process has one); the state stays. *ret_why is the text of it, the
+ * machine's until the next call.
+ */
 int machine_cont(struct machine *m, const char **ret_why);
 /* system_reset: also the way out of internal-error. 0 or -errno, logged; -EBUSY while the guest arrives, leaves, or is gone and its memory needed. */
 int machine_reset(struct machine *m);

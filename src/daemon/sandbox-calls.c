@@ -57,6 +57,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("sync_file_range", X, "snapshots are on their way to the disk early"),
     CALL("flock", M | X, "one daemon writes a snapshot"),
     CALL("fdatasync", M | I | X, "what was written is on the disk"),
+    CALL("fadvise64", M, "a block device that comes with a guest is read anew"),
     CALL("poll", M | V | U | X, "waiting for a descriptor"),
     CALL("ppoll", M | X, "waiting for a descriptor"),
     CALL("epoll_wait", M | I | X, "event loops"),

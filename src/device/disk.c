@@ -8,11 +8,13 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -30,6 +32,8 @@ struct disk {
     struct disk_info info;
     char *path;
     int fd;        /* through the page cache; holds the lock */
+    bool claimed;  /* the lock is held */
+    bool shared;   /* another host may come to the same bytes, and not by this one's page cache */
     int direct_fd; /* or -1 */
     uint32_t direct_align; /* as far as we know */
     bool no_discard, no_zero_range; /* the host told us that it cannot */
@@ -56,6 +60,13 @@ static int lock_image(const struct disk *d)
     return -errno;
 }
 
+static void unlock_image(const struct disk *d)
+{
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+    (void)fcntl(d->fd, F_OFD_SETLK, &lock);
+}
+
 static int find_size(struct disk *d)
 {
     struct stat st;
@@ -80,6 +91,20 @@ static int find_size(struct disk *d)
     d->info.size = size;
     d->info.block_size = d->direct_align = (uint32_t)block;
     return 0;
+}
+
+/* Of a file system that is mounted by one host at a time others see what that host's page cache has (an NFS server's, too). */
+static bool is_shared(const struct disk *d)
+{
+    static const uint32_t own[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+    struct statfs fs;
+
+    if (d->info.block_device || fstatfs(d->fd, &fs) < 0)
+        return true;
+    for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+        if ((uint32_t)fs.f_type == own[i])
+            return false;
+    return true;
 }
 
 static int open_image(struct disk *d)
@@ -162,10 +187,12 @@ int disk_open(const struct disk_config *config, struct disk **ret)
         return -ENOMEM;
     }
     r = open_image(d);
-    if (r == 0)
+    d->claimed = config->read_only || !config->unclaimed;
+    if (r == 0 && d->claimed)
         r = lock_image(d);
     if (r == 0)
         r = find_size(d);
+    d->shared = r == 0 && is_shared(d);
     if (r == 0)
         r = open_direct(d);
     if (r == 0)
@@ -193,6 +220,67 @@ void disk_close(struct disk *d)
     fd_close(d->fd);
     free(d->path);
     free(d);
+}
+
+/* -- changing hands ----------------------------------------------------------- */
+
+static int same_size(const struct disk *d)
+{
+    /* Also a block device's; no call depends on where the descriptor stands. */
+    off_t size = lseek(d->fd, 0, SEEK_END);
+    int r = size < 0 ? -errno : 0;
+
+    if (r < 0)
+        log_err_errno(r, "disk %s: its size cannot be read", d->path);
+    else if ((uint64_t)size != d->info.size) {
+        log_err("disk %s: size %lld is not the %llu that it was opened with", d->path, (long long)size,
+                (unsigned long long)d->info.size);
+        r = -ESTALE;
+    }
+    return r;
+}
+
+int disk_claim(struct disk *d)
+{
+    int r;
+
+    if (d->claimed)
+        return 0;
+    r = lock_image(d);
+    if (r < 0)
+        return r;
+    r = same_size(d);
+    if (r < 0) {
+        unlock_image(d);
+        return r;
+    }
+    /* Another host may have written to it since this one read it last. Of files a shared file system takes care. */
+    if (d->info.block_device)
+        (void)posix_fadvise(d->fd, 0, 0, POSIX_FADV_DONTNEED);
+    d->claimed = true;
+    return 0;
+}
+
+int disk_sync(struct disk *d)
+{
+    int r;
+
+    assert(d->in_flight == 0);
+    if (!d->claimed || d->info.read_only || !d->shared)
+        return 0;
+    r = fdatasync(d->fd) < 0 ? -errno : 0;
+    if (r < 0)
+        log_err_errno(r, "disk %s: cannot be written out", d->path);
+    return r;
+}
+
+void disk_yield(struct disk *d)
+{
+    assert(d->in_flight == 0);
+    if (!d->claimed || d->info.read_only)
+        return;
+    unlock_image(d);
+    d->claimed = false;
 }
 
 const struct disk_info *disk_info(const struct disk *d)
@@ -274,6 +362,7 @@ void disk_submit(struct disk *d, struct disk_request *req)
 {
     assert(req->offset <= d->info.size && req->len <= d->info.size - req->offset);
     assert(!d->info.read_only || req->op == DISK_READ || req->op == DISK_FLUSH);
+    assert(d->claimed);
     req->next = NULL;
     req->done = 0;
     req->rest = NULL;

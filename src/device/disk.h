@@ -22,6 +22,7 @@ struct disk_config {
     const char *path;
     bool read_only;
     bool direct; /* past the host's page cache; what is not aligned for that goes through it */
+    bool unclaimed; /* it is another process's for now: a writer's lock is taken by disk_claim */
     enum disk_aio aio;
 };
 
@@ -69,6 +70,19 @@ struct disk_info {
  * -EINVAL for what is neither a file nor a block device, or has a size of no whole sectors.
  */
 int disk_open(const struct disk_config *config, struct disk **ret);
+/*
+ * Take the writer's lock of an image that was opened unclaimed, or yielded; 0 where it is held, and for a reader, who has
+ * kept his own since disk_open. -errno, logged: -EBUSY when another process has it, -ESTALE when its size is not the one
+ * that it was opened with. Nothing is submitted to a disk that is not claimed.
+ */
+int disk_claim(struct disk *d);
+/*
+ * All that was written is where a process of another host, if one can open the image, finds it. 0 or -errno, logged. Nothing is
+ * in flight.
+ */
+int disk_sync(struct disk *d);
+/* Let another process claim it; after disk_sync. Nothing is in flight. */
+void disk_yield(struct disk *d);
 /* Nothing is in flight. NULL is fine. */
 void disk_close(struct disk *d);
 const struct disk_info *disk_info(const struct disk *d);

@@ -2,16 +2,20 @@
 
 #include "vcpu/state.h"
 
+#include <asm/kvm_para.h>
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "mmu/mem.h"
 #include "vcpu/state-internal.h"
 #include "vcpu/vm-internal.h"
 
 #define ADVANCE_MAX_NS (31 * 86400 * NSEC_PER_SEC)
+/* struct pvclock_wall_clock, see "MSR_KVM_WALL_CLOCK_NEW" in the kernel's virt/kvm/x86/msr.rst: version, seconds, nanoseconds. */
+#define WALL_CLOCK_SIZE 12u
 
 /* All vCPUs of a VM while their state is on its way. */
 struct vm_image {
@@ -91,12 +95,50 @@ static int read_all(struct vm_image *im, struct state_reader *r)
     return err < 0 ? err : chip_image_get(&im->chips, r);
 }
 
-static int apply_all(const struct vm_image *im, unsigned int *vcpu, struct state_failure *f)
+/* -- loading -- */
+
+/* By either of its names: where in guest memory KVM says what time it was when the guest started. */
+static const uint32_t wall_clock_msrs[] = {MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW};
+
+struct wall_clock {
+    gpa_t gpa;
+    uint8_t bytes[WALL_CLOCK_SIZE];
+    bool there;
+};
+
+/* The address is what the state says: where there is no RAM nothing is kept, and KVM writes nothing. */
+static void keep_wall_clock(const struct mem *mem, const struct vcpu_image *im, uint32_t index, struct wall_clock *ret)
+{
+    const struct kvm_msr_entry *e = vcpu_image_msr(im, index);
+
+    ret->gpa = e ? e->data : 0;
+    ret->there = ret->gpa != 0 && mem_read(mem, ret->gpa, ret->bytes, sizeof(ret->bytes)) == 0;
+}
+
+/*
+ * KVM writes the wall clock whenever the MSR is set. It has been there since the guest asked for it, and comes with its
+ * memory: written anew it would differ from the source's, and be the time of a start that never was.
+ */
+static int apply_vcpu(const struct vm_image *im, unsigned int i, struct mem *mem, struct state_failure *f)
+{
+    struct wall_clock kept[ARRAY_SIZE(wall_clock_msrs)];
+    int r;
+
+    for (size_t k = 0; k < ARRAY_SIZE(kept); k++)
+        keep_wall_clock(mem, &im->vcpus[i], wall_clock_msrs[k], &kept[k]);
+    r = vcpu_apply(&im->kvm, im->fds[i], &im->vcpus[i], f);
+    for (size_t k = 0; k < ARRAY_SIZE(kept); k++)
+        if (kept[k].there)
+            (void)mem_write(mem, kept[k].gpa, kept[k].bytes, sizeof(kept[k].bytes));
+    return r;
+}
+
+static int apply_all(const struct vm_image *im, struct mem *mem, unsigned int *vcpu, struct state_failure *f)
 {
     int r = 0;
 
     for (*vcpu = 0; *vcpu < im->cpus && r == 0; ++*vcpu) {
-        r = vcpu_apply(&im->kvm, im->fds[*vcpu], &im->vcpus[*vcpu], f);
+        r = apply_vcpu(im, *vcpu, mem, f);
         if (r < 0)
             return r;
     }
@@ -134,7 +176,7 @@ int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns)
         err = read_all(&im, r);
         if (err == 0) {
             advance_time(&im, captured_ns);
-            err = apply_all(&im, &vcpu, &f);
+            err = apply_all(&im, vm->mem, &vcpu, &f);
             if (err < 0 && vcpu < vm->cpus)
                 state_bad(r, NULL, "vcpu %u: %s", vcpu, f.text);
             else if (err < 0)

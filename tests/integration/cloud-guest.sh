@@ -31,6 +31,10 @@ guest_start() {
     net_host cg0 10.99.0.1/24
 }
 
+guest_boot() {
+    guest 30 'cat /proc/sys/kernel/random/boot_id'
+}
+
 guest_is_up() {
     wait_until 400 guest 30 true
 }
@@ -45,9 +49,9 @@ check "its sshd lets root in" guest_is_up || {
 is "$(guest 200 systemctl is-system-running --wait)" running "systemd has reached its target and nothing failed"
 like "$(tr -d '\r' <"$tap_dir/cg.console")" 'cloud login: ' "there is a login prompt on the console"
 is "$(guest 30 'findmnt -n -o SOURCE,FSTYPE /')" "/dev/vda1 ext4" "the root file system is the disk's"
-boot=$(guest 30 'cat /proc/sys/kernel/random/boot_id')
+boot=$(guest_boot)
 like "$boot" '^[0-9a-f-]{36}$' "it has a boot of its own"
-is "$(guest 30 'cat /proc/sys/kernel/random/boot_id')" "$boot" "and is one and the same guest each time"
+is "$(guest_boot)" "$boot" "and is one and the same guest each time"
 
 net_file "$tap_dir/file" 24
 guest 120 'cat >/root/file && sync' <"$tap_dir/file"
@@ -68,7 +72,7 @@ wait $vm_pid 2>/dev/null
 guest_start
 check "after kill -9 of umbrad it comes up again" guest_is_up
 is "$(guest 200 systemctl is-system-running --wait)" running "and whole"
-again=$(guest 30 'cat /proc/sys/kernel/random/boot_id')
+again=$(guest_boot)
 check "which is another boot" test "${#again}" = 36 -a "$again" != "$boot"
 is "$(guest 60 'md5sum </root/file | cut -d" " -f1; dpkg-query -W umbra-hello')" "$(net_sum <"$tap_dir/file")"$'\numbra-hello\t1' \
     "with the file and the package"

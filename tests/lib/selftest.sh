@@ -38,6 +38,8 @@ is "$status $(grep -c '^not ok' <<<"$output")" "1 4" "bad results fail the test"
 like "$output" $'^1..4\n.*# a detail\n.*# got:    1\n# wanted: 2\n.*# said' "and say why"
 inner <<<'reads() { line=$1; }; line=; check one reads more; is "$line" more two; done_testing'
 is "$status $(grep -c ^ok <<<"$output")" "0 2" "what a checked function finds out is known afterwards"
+inner <<<'fails() { return 5; }; check one fails || echo "status $?"; check two true && echo fine; done_testing'
+is "$(grep -cE '^(status 5|fine)$' <<<"$output")" 2 "a check returns what the command has returned"
 inner <<<'gives_up() { bail "no way"; }; on_exit echo last; check one gives_up; done_testing'
 like "$status $output" '^1 Bail out! no way' "one that bails out in a check says so"
 inner <<<'ends() { exit 3; }; check one ends; done_testing'

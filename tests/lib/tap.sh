@@ -6,7 +6,8 @@
 #   need REASON COMMAND...          skip the whole test (status 77) with the reason unless the command succeeds
 #   plan N                          say beforehand how many results there will be (otherwise done_testing does)
 #   ok NAME, not_ok NAME [DETAIL]   a result
-#   check NAME COMMAND...           a result: whether the command succeeds; what it prints is shown if it fails
+#   check NAME COMMAND...           a result: whether the command succeeds, whose status it returns; what it prints is shown if it
+#                                   fails
 #   is GOT WANTED NAME, like GOT REGEX NAME
 #   skip NAME REASON                a result left out
 #   diag TEXT...                    a remark, or stdin as remarks where there is no text
@@ -106,6 +107,7 @@ check() {
         not_ok "$name" "failed: $*"
         diag <"$tap_dir/.check"
     fi
+    return $status
 }
 
 is() {

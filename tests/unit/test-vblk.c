@@ -587,6 +587,84 @@ static void test_images(void **state)
     make_file(4096);
 }
 
+static void test_claims(void **state)
+{
+    struct disk_config config = {.path = path, .aio = DISK_AIO_THREADS};
+    struct disk *source, *target;
+
+    setup(DISK_AIO_THREADS);
+    assert_int_equal(disk_open(&config, &source), 0);
+    config.unclaimed = true;
+    assert_int_equal(disk_open(&config, &target), 0);
+    assert_int_equal(disk_claim(source), 0);
+    assert_int_equal(disk_claim(target), -EBUSY);
+    disk_yield(target);
+    assert_int_equal(try_open(true), -EBUSY);
+    assert_int_equal(disk_sync(source), 0);
+    disk_yield(source);
+    assert_int_equal(disk_sync(source), 0);
+    assert_int_equal(disk_claim(target), 0);
+    assert_int_equal(disk_claim(target), 0);
+    assert_int_equal(disk_claim(source), -EBUSY);
+    assert_int_equal(try_open(false), -EBUSY);
+    disk_yield(target);
+    /* One whose size has changed is nobody's. */
+    assert_int_equal(truncate(path, DISK_SIZE / 2), 0);
+    assert_int_equal(disk_claim(source), -ESTALE);
+    assert_int_equal(try_open(false), 0);
+    assert_int_equal(truncate(path, DISK_SIZE), 0);
+    assert_int_equal(disk_claim(source), 0);
+    assert_int_equal(disk_claim(target), -EBUSY);
+    disk_close(source);
+    assert_int_equal(disk_claim(target), 0);
+    disk_close(target);
+    assert_int_equal(try_open(false), 0);
+}
+
+/* Readers share from the start, and none of them stands in the way of the guest's move. */
+static void test_claims_of_readers(void **state)
+{
+    const struct disk_config config = {.path = path, .read_only = true, .unclaimed = true, .aio = DISK_AIO_THREADS};
+    struct disk *source, *target;
+
+    setup(DISK_AIO_THREADS);
+    assert_int_equal(disk_open(&config, &source), 0);
+    assert_int_equal(disk_open(&config, &target), 0);
+    disk_yield(source);
+    assert_int_equal(disk_claim(target), 0);
+    disk_yield(target);
+    disk_close(source);
+    assert_int_equal(try_open(false), -EBUSY);
+    disk_close(target);
+    assert_int_equal(try_open(false), 0);
+}
+
+/* A device that arrives while another one writes, and writes when that has let go. */
+static void test_claimed_device(void **state)
+{
+    const struct vblk_config config = {.path = path, .aio = DISK_AIO_THREADS, .unclaimed = true};
+    struct device *other;
+    uint8_t byte;
+
+    setup(DISK_AIO_THREADS);
+    start(false, false, 1);
+    assert_int_equal(vblk_create(&f.env, &config, 1, 1, &other), 0);
+    assert_int_equal(vblk_claim(other), -EBUSY);
+    assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, DATA, 4096, false), VIRTIO_BLK_S_OK);
+    device_quiesce(dev);
+    assert_int_equal(vblk_sync(dev), 0);
+    vblk_yield(dev);
+    assert_int_equal(vblk_claim(other), 0);
+    assert_int_equal(vblk_claim(dev), -EBUSY);
+    device_destroy(other);
+    assert_int_equal(vblk_claim(dev), 0);
+    device_resume(dev);
+    mem_set(mem, DATA, 0x55, 4096);
+    assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, DATA, 4096, false), VIRTIO_BLK_S_OK);
+    read_file(8 * 512, &byte, 1);
+    assert_int_equal(byte, 0x55);
+}
+
 /* -- both backends ------------------------------------------------------------ */
 
 static void transfers_cached(void)
@@ -639,6 +717,9 @@ int main(void)
         TESTS_OF(layouts),            TESTS_OF(malformed),         TESTS_OF(many),
         TESTS_OF(shrunk_image),       TESTS_OF(partial_transfers), TESTS_OF(state_of_another_disk),
         TESTS_OF(held_back_in_state), TESTS_OF(dirty_pages),       cmocka_unit_test_teardown(test_images, teardown),
+        cmocka_unit_test_teardown(test_claims, teardown),
+        cmocka_unit_test_teardown(test_claims_of_readers, teardown),
+        cmocka_unit_test_teardown(test_claimed_device, teardown),
     };
 
     log_set_level(LOG_LEVEL_ERR);

@@ -870,6 +870,43 @@ static void test_time_goes_on(void **state)
     guest_free(&g);
 }
 
+/* What KVM would write as it is told where the guest has its wall clock is what a loaded guest has there already. */
+static void test_wall_clock_stays(void **state)
+{
+    static const uint32_t msrs[] = {0x11, 0x4b564d00};
+    /* Not aligned, over the end of a page, and at the last bytes there are. */
+    static const gpa_t places[] = {0x200100, 0x200ffb, MEM_SIZE - 12};
+    uint8_t mark[12], bytes[12];
+    struct guest g;
+    struct saved s;
+
+    if (no_kvm())
+        skip();
+    guest_new(&g);
+    memset(mark, 0x6b, sizeof(mark));
+    for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+        set_msr(vcpu_fd(vm_vcpu(g.vm, 1)), msrs[i % 2], places[i]);
+        assert_int_equal(mem_read(g.mem, places[i], bytes, sizeof(bytes)), 0);
+        save(g.vm, &s);
+        assert_int_equal(saved_u64(&s, "vcpu", 1, "msr.4b564d00"), places[i]);
+        /* It does write. */
+        assert_memory_not_equal(bytes, (const uint8_t[12]){0}, sizeof(bytes));
+        assert_int_equal(mem_write(g.mem, places[i], mark, sizeof(mark)), 0);
+        load(g.vm, &s);
+        assert_int_equal(mem_read(g.mem, places[i], bytes, sizeof(bytes)), 0);
+        assert_memory_equal(bytes, mark, sizeof(mark));
+        saved_clear(&s);
+    }
+    /* Where there is no memory, or not enough of it. */
+    for (gpa_t gpa = MEM_SIZE - 11; gpa <= MEM_SIZE; gpa += 11) {
+        set_msr(vcpu_fd(vm_vcpu(g.vm, 0)), 0x4b564d00, gpa);
+        save(g.vm, &s);
+        load(g.vm, &s);
+        saved_clear(&s);
+    }
+    guest_free(&g);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -880,6 +917,7 @@ int main(void)
         cmocka_unit_test(test_too_much_is_refused),
         cmocka_unit_test(test_differences),
         cmocka_unit_test(test_time_goes_on),
+        cmocka_unit_test(test_wall_clock_stays),
     };
 
     log_init("test-vcpu-state", NULL);

@@ -551,7 +551,12 @@ static void fill_config(struct vblk *b)
 static int prepare(struct vblk *b, const struct vblk_config *config, unsigned int queues)
 {
     const struct disk_config disk = {
-        .path = config->path, .read_only = config->read_only, .direct = config->direct, .aio = config->aio};
+        .path = config->path,
+        .read_only = config->read_only,
+        .direct = config->direct,
+        .unclaimed = config->unclaimed,
+        .aio = config->aio,
+    };
     int r = disk_open(&disk, &b->disk);
 
     if (r < 0)
@@ -598,6 +603,35 @@ int vblk_create(const struct device_env *env, const struct vblk_config *config, 
     }
     *ret = &b->v.dev;
     return 0;
+}
+
+/* -- changing hands ----------------------------------------------------------- */
+
+int vblk_claim(struct device *dev)
+{
+    int r;
+
+    pthread_mutex_lock(&dev->lock);
+    r = disk_claim(of_device(dev)->disk);
+    pthread_mutex_unlock(&dev->lock);
+    return r;
+}
+
+int vblk_sync(struct device *dev)
+{
+    int r;
+
+    pthread_mutex_lock(&dev->lock);
+    r = disk_sync(of_device(dev)->disk);
+    pthread_mutex_unlock(&dev->lock);
+    return r;
+}
+
+void vblk_yield(struct device *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    disk_yield(of_device(dev)->disk);
+    pthread_mutex_unlock(&dev->lock);
 }
 
 /* -- what others ask ---------------------------------------------------------- */

@@ -17,6 +17,7 @@ struct vblk_config {
     char *path;
     char *serial; /* up to VBLK_SERIAL_MAX bytes, or NULL: "umbraN" */
     bool read_only, direct;
+    bool unclaimed; /* vblk_claim locks the image, before the device is resumed for the first time */
     enum disk_aio aio;
     unsigned int queues; /* 1 to VBLK_MAX_QUEUES; 0: 1 */
 };
@@ -55,6 +56,15 @@ struct vblk_info {
 
 /* What it is and how it is. Any thread, takes the lock. Strings live as long as the device. */
 void vblk_info(struct device *dev, struct vblk_info *ret);
+
+/*
+ * The image changes hands with the guest: as disk_claim, disk_sync and disk_yield. Quiet only; main thread, take the lock.
+ * Requests that are held back wait for whoever has the guest next.
+ */
+int vblk_claim(struct device *dev);
+int vblk_sync(struct device *dev);
+void vblk_yield(struct device *dev);
+
 /* Bytes that the image takes on the host. */
 uint64_t vblk_allocated(struct device *dev);
 

@@ -10,8 +10,8 @@
 #include <time.h>
 
 static const struct program *const programs[] = {
-    &work_dirty,    &work_diskload, &work_execloop, &work_forkstorm, &work_getpid,
-    &work_mapstorm, &work_netstream, &work_pingpong, &work_pipetar, &work_procs,
+    &work_clockwatch, &work_dirty,     &work_diskload, &work_execloop, &work_forkstorm, &work_getpid,
+    &work_mapstorm,   &work_netstream, &work_pingpong, &work_pipetar,  &work_procs,     &work_streamcheck,
 };
 
 enum { PROGRAM_COUNT = sizeof(programs) / sizeof(programs[0]), MAX_ARGS = 8 };

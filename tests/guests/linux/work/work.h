@@ -17,8 +17,8 @@ struct program {
     int (*run)(const uint64_t *args, int count);
 };
 
-extern const struct program work_dirty, work_diskload, work_execloop, work_forkstorm, work_getpid, work_mapstorm, work_netstream,
-    work_pingpong, work_pipetar, work_procs;
+extern const struct program work_clockwatch, work_dirty, work_diskload, work_execloop, work_forkstorm, work_getpid, work_mapstorm,
+    work_netstream, work_pingpong, work_pipetar, work_procs, work_streamcheck;
 
 /* Seconds since some fixed point, for differences. */
 double work_now(void);
