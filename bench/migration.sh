@@ -25,8 +25,8 @@ run_on_pipes() {
     started+=("$pid")
 }
 
-# vm_start NAME ROLE MEMORY touched|untouched ARGUMENT...: with the guest that takes commands; `touched`: RAM is preallocated. Its
-# control socket answers afterwards.
+# vm_start NAME ROLE MEMORY touched|untouched ARGUMENT...: with the guest that takes commands; `touched`: RAM is preallocated. It is
+# there after vm_answers only.
 vm_start() {
     local name=$1 role=$2 memory=$3 touched=$4 socket=$PWD/$1.qmp pid in out
     shift 4
@@ -45,16 +45,23 @@ vm_start() {
     status[$name]='' stopped[$name]='' resumed[$name]=''
     run_on_pipes "$name.socat.err" socat - "UNIX-CONNECT:$socket,retry=600,interval=0.05"
     pid_of[$name.socat]=$pid requests[$name]=$in answers[$name]=$out
-    ask "$name" qmp_capabilities
-    ask "$name" migrate-set-capabilities '{"capabilities":[{"capability":"events","state":true}]}'
 }
 
-vm_end() { # NAME
-    local fd
-    end_process "${pid_of[$1.socat]}"
-    end_process "${pid_of[$1]}"
-    for fd in "${requests[$1]}" "${answers[$1]}" "${input[$1]}" "${output[$1]}"; do
-        exec {fd}>&-
+vm_answers() { # NAME
+    ask "$1" qmp_capabilities
+    ask "$1" migrate-set-capabilities '{"capabilities":[{"capability":"events","state":true}]}'
+}
+
+vm_end() { # NAME...
+    local name fd
+    # All at once: memory takes its time to go.
+    for name; do kill -KILL "${pid_of[$name]}"; done
+    for name; do
+        end_process "${pid_of[$name.socat]}"
+        end_process "${pid_of[$name]}"
+        for fd in "${requests[$name]}" "${answers[$name]}" "${input[$name]}" "${output[$name]}"; do
+            exec {fd}>&-
+        done
     done
 }
 
@@ -111,17 +118,19 @@ hear() { # NAME PATTERN
     die "$1: its guest does not say $2"
 }
 
-# wait_at NAME ROLE MEMORY touched|untouched URI CHANNELS: a target.
-wait_at() {
+# vm_start_target NAME ROLE MEMORY touched|untouched URI, and vm_waits NAME ROLE URI CHANNELS: for a guest to come.
+vm_start_target() {
     rm -f "${5#unix:}"
-    if [ "$2" = ours ]; then
-        # Its socket answers when it waits.
-        vm_start "$1" ours "$3" "$4" --incoming "$5"
-        return
-    fi
-    vm_start "$1" peer "$3" "$4" -incoming defer
-    use_channels "$1" "$6"
-    ask "$1" migrate-incoming "{\"uri\":\"$5\"}"
+    vm_start "$1" "$2" "$3" "$4" "$([ "$2" = ours ] && echo --incoming || echo -incoming)" \
+        "$([ "$2" = ours ] && echo "$5" || echo defer)"
+}
+
+vm_waits() {
+    # Ours answers when it waits. QEMU wants to know of channels before.
+    vm_answers "$1"
+    [ "$2" = peer ] || return 0
+    use_channels "$1" "$4"
+    ask "$1" migrate-incoming "{\"uri\":\"$3\"}"
 }
 
 use_channels() { # NAME CHANNELS
