@@ -88,7 +88,8 @@ next_message() { # NAME SECONDS
 ask() {
     asked=$((asked + 1))
     printf '{"execute":"%s","arguments":%s,"id":%d}\n' "$2" "${3:-"{}"}" $asked >&"${requests[$1]}"
-    while next_message "$1" 60; do
+    # Until RAM is there: memory that a machine has not had for long is slow to come where it is a guest itself.
+    while next_message "$1" 180; do
         [[ $message =~ \"id\":\ ?${asked}[,}] ]] || continue
         [[ $message != *'"error":'* ]] || die "$1: $2: $message"
         return
