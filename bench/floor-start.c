@@ -27,6 +27,7 @@ extern char **environ;
 
 struct measurement {
     const char *expect;
+    const char *input; /* its standard input */
     unsigned long limit; /* seconds */
     const char *counter; /* a file with a number to read when the text has come, or NULL */
     unsigned long long counted;
@@ -36,10 +37,11 @@ struct measurement {
 static void usage(FILE *f)
 {
     fprintf(f, "usage: %s [--memory SIZE] [--runs N] [--json] GUEST.elf\n"
-               "       %s [--expect TEXT] [--limit SECONDS] [--counter FILE] [--runs N] [--json] -- COMMAND [ARG]...\n"
+               "       %s [--expect TEXT] [--input FILE] [--limit SECONDS] [--counter FILE] [--runs N] [--json]\n"
+               "           -- COMMAND [ARG]...\n"
                "       %s --once [--memory SIZE] [--cmdline TEXT] GUEST.elf\n"
                "Microseconds from process start to first guest output (or to TEXT, default h), and the number that FILE has\n"
-               "then. --once runs the guest, its serial output on standard output.\n",
+               "then; standard input is empty or FILE. --once runs the guest, its serial output on standard output.\n",
             floor_name, floor_name, floor_name);
 }
 
@@ -119,7 +121,7 @@ static int measure(char **argv, struct measurement *m)
         return 1;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, fds[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, m->input, O_RDONLY, 0);
     start = floor_ns();
     r = posix_spawnp(&pid, argv[0], &actions, NULL, argv, environ);
     close(fds[1]);
@@ -197,6 +199,9 @@ static int parse_option(struct arguments *a, int c)
     case 'e':
         a->measurement.expect = optarg;
         return 0;
+    case 'i':
+        a->measurement.input = optarg;
+        return 0;
     case 'l':
         a->measurement.limit = strtoul(optarg, NULL, 10);
         return a->measurement.limit >= 1 && a->measurement.limit <= LIMIT_MAX_S ? 0 : -1;
@@ -221,12 +226,13 @@ int main(int argc, char **argv)
         {"json", no_argument, NULL, 'j'},          {"expect", required_argument, NULL, 'e'},
         {"limit", required_argument, NULL, 'l'},   {"counter", required_argument, NULL, 'n'},
         {"cmdline", required_argument, NULL, 'c'}, {"once", no_argument, NULL, 'o'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
+        {"input", required_argument, NULL, 'i'},   {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     static char default_memory[] = "64M", self[] = "/proc/self/exe", once[] = "--once", memory[] = "--memory";
     struct arguments a = {
         .config = {.ram = UINT64_C(64) << 20, .cmdline = "exit=0"},
-        .measurement = {.expect = "h", .limit = 30},
+        .measurement = {.expect = "h", .input = "/dev/null", .limit = 30},
         .memory = default_memory,
         .runs = 10,
     };

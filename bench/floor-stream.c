@@ -1,6 +1,10 @@
 /*
- * The floor of a migration: so many bytes of one process's memory over a bare Unix or TCP stream into another's, in writes of
- * 1 MiB, both sides touched before. Prints milliseconds.
+ * The floor of a migration. Prints milliseconds.
+ *
+ *   floor-stream unix|tcp BYTES       memory of one process over a bare stream into another's, in writes of 1 MiB
+ *   floor-stream scan BYTES THREADS   look at all of memory that is zeros
+ *
+ * Memory is shared and of small pages, as a guest's is, and in the page tables of whoever uses it before the clock starts.
  */
 #include "config.h"
 
@@ -8,17 +12,22 @@
 #include <err.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/platform/x86.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/util.h"
+
+#define SOCKET_BUFFER (4 << 20)
+#define THREADS_MAX 16
 
 static void tcp_pair(int fds[2])
 {
@@ -44,6 +53,8 @@ static void *touched(size_t size, int byte)
     return p;
 }
 
+/* -- stream -- */
+
 static void transfer(int fd, char *p, size_t size, ssize_t (*call)(int, void *, size_t))
 {
     for (size_t at = 0; at < size;) {
@@ -60,26 +71,111 @@ static ssize_t do_write(int fd, void *p, size_t n)
     return write(fd, p, n);
 }
 
-int main(int argc, char **argv)
+static void take_all(int fd, size_t size)
 {
-    size_t size = argc > 2 ? strtoull(argv[2], NULL, 0) : GiB;
-    char *from = touched(size, 1), *to = touched(size, 2), byte = 0;
-    uint64_t start;
-    int fds[2];
+    char *to = touched(size, 2), byte = 0;
 
-    if (argc > 1 && strcmp(argv[1], "tcp") == 0)
+    transfer(fd, &byte, 1, do_write);
+    transfer(fd, to, size, read);
+    transfer(fd, &byte, 1, do_write);
+}
+
+static uint64_t stream_ns(bool tcp, size_t size)
+{
+    int fds[2], buffer = SOCKET_BUFFER;
+    uint64_t start;
+    char *from, byte;
+
+    if (tcp)
         tcp_pair(fds);
     else if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) < 0)
         err(1, "socketpair");
-    start = clock_ns();
+    /* As it comes the two ends of a Unix socket take turns all the time; TCP finds out what it needs. */
+    if (!tcp && setsockopt(fds[0], SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer)) < 0)
+        setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+    /* Page tables of shared memory do not come along with a fork: each side touches its own. */
     if (fork() == 0) {
-        transfer(fds[1], to, size, read);
-        _exit(write(fds[1], &byte, 1) == 1 ? 0 : 1);
+        take_all(fds[1], size);
+        _exit(0);
     }
+    from = touched(size, 1);
+    transfer(fds[0], &byte, 1, read);
+    start = clock_ns();
     transfer(fds[0], from, size, do_write);
-    if (read(fds[0], &byte, 1) != 1)
-        err(1, "end");
-    printf("%.1f\n", (double)(clock_ns() - start) / (double)NSEC_PER_MSEC);
+    transfer(fds[0], &byte, 1, read);
+    start = clock_ns() - start;
     wait(NULL);
+    return start;
+}
+
+/* -- scan -- */
+
+typedef uint64_t vec __attribute__((vector_size(32)));
+#define STEP 8
+
+struct part {
+    pthread_t thread;
+    const vec *at, *end;
+    bool zeros;
+};
+
+static inline __attribute__((always_inline)) bool all_zeros(const vec *p, const vec *end)
+{
+    vec any[STEP] = {0};
+    uint64_t sum = 0;
+
+    for (; p < end; p += STEP)
+        for (unsigned int i = 0; i < STEP; i++)
+            any[i] |= p[i];
+    for (unsigned int i = 0; i < STEP; i++)
+        sum |= any[i][0] | any[i][1] | any[i][2] | any[i][3];
+    return sum == 0;
+}
+
+__attribute__((target("avx2"))) static bool all_zeros_avx2(const vec *p, const vec *end)
+{
+    return all_zeros(p, end);
+}
+
+static void *scan_part(void *arg)
+{
+    struct part *part = arg;
+
+    part->zeros = CPU_FEATURE_ACTIVE(AVX2) ? all_zeros_avx2(part->at, part->end) : all_zeros(part->at, part->end);
+    return NULL;
+}
+
+static uint64_t scan_ns(size_t size, unsigned int threads)
+{
+    size_t vecs = size / sizeof(vec) / threads / STEP * STEP;
+    const vec *memory = touched(size, 0);
+    struct part parts[THREADS_MAX];
+    uint64_t start = clock_ns();
+
+    for (unsigned int i = 0; i < threads; i++) {
+        parts[i] = (struct part){.at = memory + i * vecs, .end = memory + (i + 1) * vecs};
+        if (pthread_create(&parts[i].thread, NULL, scan_part, &parts[i]) != 0)
+            err(1, "thread");
+    }
+    for (unsigned int i = 0; i < threads; i++) {
+        pthread_join(parts[i].thread, NULL);
+        if (!parts[i].zeros)
+            errx(1, "memory is not zeros");
+    }
+    return clock_ns() - start;
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    size_t size = argc > 2 ? strtoull(argv[2], NULL, 0) : 0;
+    unsigned int threads = argc > 3 ? (unsigned int)atoi(argv[3]) : 1;
+    bool scan = strcmp(what, "scan") == 0, tcp = strcmp(what, "tcp") == 0;
+
+    if (size == 0 || threads < 1 || threads > THREADS_MAX || (!scan && !tcp && strcmp(what, "unix") != 0)) {
+        fputs("usage: floor-stream unix|tcp BYTES | scan BYTES THREADS\n", stderr);
+        return 2;
+    }
+    printf("%.1f\n", (double)(scan ? scan_ns(size, threads) : stream_ns(tcp, size)) / (double)NSEC_PER_MSEC);
     return 0;
 }
