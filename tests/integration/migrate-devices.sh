@@ -4,8 +4,8 @@
 # at work: what it wrote is what it reads, a TCP stream with a peer loses and changes no byte, its clocks go on and never back,
 # and both sides' memory is the same when it is handed over.
 #
-# UMBRA_MOVES: how often it moves while it runs (4). UMBRA_COMPARE: how often it then moves while it stands still, for memory to
-# be compared (2).
+# UMBRA_MOVES: how often it moves while it runs (4). UMBRA_POSTCOPY: how often it then moves by post-copy, with the connection lost on
+# the way (2). UMBRA_COMPARE: how often it moves while it stands still, for memory to be compared (2).
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
 . "$(dirname "$0")/../lib/wait.sh" || exit 1
 . "$(dirname "$0")/../lib/vm.sh" || exit 1
@@ -17,7 +17,9 @@ need "ip knows no network namespaces" ip netns list
 need "no mke2fs" mke2fs -V
 need "no cpio" command -v cpio
 
-moves=${UMBRA_MOVES:-4} compares=${UMBRA_COMPARE:-2}
+moves=${UMBRA_MOVES:-4} postcopies=${UMBRA_POSTCOPY:-2} compares=${UMBRA_COMPARE:-2}
+# What makes a post-copy last for some seconds.
+postcopy_rate=8000000
 stream_rate=200 # KiB a second, each way
 lan=lan$$
 spaces=(a$$ b$$) # each host's
@@ -76,13 +78,44 @@ start_on() {
     ip -n "${spaces[host]}" link set un0 master bridge up || bail "$name has no tap"
 }
 
+# -- moves --------------------------------------------------------------------
+
+# Both sides have noticed, and find each other again.
+find_again() { # FROM TO URI
+    wait_until 60 migrate_is "$1" postcopy-paused && wait_until 60 migrate_is "$2" postcopy-paused || return
+    cable up
+    qmp "$1" migrate "{\"uri\": \"$3\", \"resume\": true}" >/dev/null && wait_until 60 migrate_is "$1" 'postcopy-active|completed'
+}
+
+cable() { # up or down
+    ip -n "${spaces[0]}" link set mig "$1"
+}
+
+# move_early FROM TO URI HOW: the guest goes first, and most of its memory follows, with the connection lost on the way: a cable is
+# pulled, or one of the two cuts it.
+move_early() {
+    migrate_capability "$1" postcopy-ram true
+    migrate_set "$1" "{\"max-postcopy-bandwidth\": $postcopy_rate}"
+    migrate_start "$1" "$3" && wait_until 60 migrate_is "$1" active && qmp "$1" migrate-start-postcopy >/dev/null &&
+        wait_until 60 migrate_is "$1" postcopy-active || return
+    is "$(vm_status "$1") $(vm_status "$2")" "postmigrate running" "$label: it runs there already, $(qmp "$1" query-migrate | jq .ram.remaining) bytes are to follow"
+    case $4 in
+    cable) cable down ;;
+    source) qmp "$1" migrate-pause >/dev/null ;;
+    target) qmp "$2" migrate-pause >/dev/null ;;
+    esac
+    check "$label: the connection is lost ($4) and found again" find_again "$1" "$2" "$3"
+    migrate_set "$1" '{"max-postcopy-bandwidth": 0}'
+    wait_until 120 migrate_over "$1" && migrate_is "$1" completed && wait_until 20 migrate_is "$2" completed
+}
+
 moved=0   # how often
 here=0    # the host that has the guest
 vm=vm0    # the daemon that has it
 pid=      # its process
 
-# move MODE CHANNELS: to the other host; a daemon that is left ends. MODE: live, or still: the guest stands still from before
-# the move until memory has been compared.
+# move MODE CHANNELS: to the other host; a daemon that is left ends. MODE: live; postcopy; or still: the guest stands still from
+# before the move until memory has been compared.
 move() {
     local mode=$1 channels=$2 from=$vm from_pid=$pid there=$((1 - here)) to=vm$((moved + 1)) label
     label="move $((moved + 1)), $mode, $channels channels"
@@ -93,11 +126,13 @@ move() {
     # What is asked here is not how fast it goes: on a host that is busy with other things it has to converge, too.
     migrate_set "$from" "{\"downtime-limit\": 2000, \"multifd-channels\": $channels}"
     [ "$mode" != still ] || qmp "$from" stop >/dev/null
-    check "$label: arrives" migrate_run "$from" "$uri" || {
+    local way=(migrate_run "$from" "$uri") cuts=(cable source target)
+    [ "$mode" != postcopy ] || way=(move_early "$from" "$to" "$uri" "${cuts[moved % 3]}")
+    check "$label: arrives" "${way[@]}" || {
         diag "$(qmp "$from" query-migrate | jq -r '."error-desc" // ""')"
         bail "the guest has not moved"
     }
-    diag "$label: downtime $(qmp "$from" query-migrate | jq .downtime) ms"
+    diag "$label: downtime $(qmp "$from" query-migrate | jq .downtime) ms, $(qmp "$from" query-migrate | jq '.ram."postcopy-requests"') pages were waited for"
     if [ "$mode" = still ]; then
         is "$(vm_status "$from") $(vm_status "$to")" "postmigrate paused" "$label: neither side runs"
         check "$label: memory is the same" same_ram "$from_pid" "$vm_pid"
@@ -204,6 +239,8 @@ vm_run $vm 'until [ -e /tmp/disk/rounds ]; do sleep 0.1; done' 60
 works "before"
 
 round live "$moves" 5000
+# Whatever needs a page while the connection is lost stands still.
+round postcopy "$postcopies" 60000
 # Its time goes on while it stands still, which takes as long as it takes.
 round still "$compares" 120000
 
