@@ -771,6 +771,7 @@ int migration_new(struct event_base *events, struct machine *machine, const stru
     mg->observer = *observer;
     mg->settings = (struct migration_settings){
         .parameters = {.downtime_limit_ns = MIG_DOWNTIME_LIMIT_DEFAULT_NS, .channels = 1, .max_throttle = MIG_THROTTLE_DEFAULT},
+        .multifd = true,
         .multifd_channels = 2,
         .zstd_level = MIG_ZSTD_LEVEL_DEFAULT,
     };

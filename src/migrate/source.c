@@ -460,12 +460,34 @@ static bool wants_postcopy(struct mig_source *s)
     return now;
 }
 
+/* Whether rounds have brought it nearer to the end lately. */
+struct patience {
+    uint64_t best, best_ns;
+    unsigned int since;
+};
+
+/* After a round: true when it is time to settle for what there is. */
+static bool out_of_patience(struct patience *p, uint64_t downtime_ns)
+{
+    uint64_t now = clock_ns();
+
+    if (downtime_ns < p->best - p->best / 16) {
+        *p = (struct patience){.best = downtime_ns, .best_ns = now};
+        return false;
+    }
+    if (++p->since < PATIENCE_ROUNDS || now - p->best_ns <= PATIENCE_NS)
+        return false;
+    p->since = 0;
+    p->best_ns = now;
+    return true;
+}
+
 /* Pre-copy until the rest fits into the downtime limit, or is left for post-copy. */
 static int copy_rounds(struct mig_source *s, struct mig_error *err)
 {
-    uint64_t best = UINT64_MAX, best_ns = clock_ns(), last = UINT64_MAX;
-    unsigned int since_best = 0;
-    bool fits = false, stop = false, flushed = false;
+    struct patience patience = {.best = UINT64_MAX, .best_ns = clock_ns()};
+    bool fits = false, stop = false, flushed = false, enough;
+    uint64_t last = UINT64_MAX;
     int r = 0;
 
     s->round_ns = clock_ns();
@@ -478,22 +500,15 @@ static int copy_rounds(struct mig_source *s, struct mig_error *err)
         r = run_round(s, &fits, err);
         if (r < 0 || (fits && flushed))
             break;
-        flushed = false;
-        if (fits && good_enough(s->report.expected_downtime_ns, last)) {
+        enough = out_of_patience(&patience, s->report.expected_downtime_ns);
+        flushed = fits && (enough || good_enough(s->report.expected_downtime_ns, last));
+        if (flushed) {
             r = flush(s, err);
-            flushed = true;
             continue;
         }
         last = s->report.expected_downtime_ns;
-        if (s->report.expected_downtime_ns < best - best / 16) {
-            best = s->report.expected_downtime_ns;
-            best_ns = clock_ns();
-            since_best = 0;
-        } else if (++since_best >= PATIENCE_ROUNDS && clock_ns() - best_ns > PATIENCE_NS) {
+        if (enough)
             r = ask_strategy(s, &stop, err);
-            since_best = 0;
-            best_ns = clock_ns();
-        }
         rest(s);
     }
     return r;
