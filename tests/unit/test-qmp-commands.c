@@ -98,6 +98,25 @@ static void test_balloon(void **state)
                      "Parameter 'guest-stats-polling-interval' is 3601, out of range (0 to 3600)");
 }
 
+/* What could wait for a page has to wait by itself; all else answers as ever. */
+static void test_memory_arrives(void **state)
+{
+    struct env *e = *state;
+    char text[160];
+
+    fake_memory_arrives = true;
+    for (unsigned int i = 0; i < qmp_command_count; i++) {
+        if (!(qmp_commands[i].flags & QMP_WHOLE))
+            continue;
+        snprintf(text, sizeof(text), "The command %s has to wait: a part of the guest's memory is still to come", qmp_commands[i].name);
+        env_expect_error(e, qmp_commands[i].name, "{}", text);
+    }
+    env_expect(e, "query-status", "{}", "{'return':{'status':'running','singlestep':false,'running':true}}");
+    env_expect(e, "query-name", "{}", "{'return':{'name':'fake'}}");
+    fake_memory_arrives = false;
+    env_expect(e, "balloon", "{'value':4194304}", "{'return':{}}");
+}
+
 static void test_host(void **state)
 {
     struct env *e = *state;
@@ -176,7 +195,7 @@ static void test_run_state(void **state)
     peer_send(e->p, "{'execute':'stop'}");
     expect_event(e, "STOP");
     peer_expect_next(e->p, "{'return':{}}");
-    env_expect(e, "stop", "{}", "{'return':{}}");
+    env_expect(e, "balloon", "{'value':4194304}", "{'return':{}}");
     env_expect(e, "query-status", "{}", "{'return':{'status':'paused','singlestep':false,'running':false}}");
     peer_send(e->p, "{'execute':'cont'}");
     expect_event(e, "RESUME");
@@ -325,7 +344,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table), TEST(test_questions), TEST(test_host),    TEST_LARGE(test_guest_memory),
         TEST(test_run_state),         TEST(test_stats),     TEST(test_stats_errors), TEST(test_schemas),
-        TEST(test_own_stats),         TEST(test_balloon),
+        TEST(test_own_stats),         TEST(test_balloon),   TEST(test_memory_arrives),
     };
 
     return cmocka_run_group_tests_name("qmp-commands", tests, NULL, NULL);
