@@ -95,7 +95,7 @@ cable() { # up or down
 # pulled, or one of the two cuts it.
 move_early() {
     migrate_capability "$1" postcopy-ram true
-    migrate_set "$1" "{\"max-postcopy-bandwidth\": $postcopy_rate}"
+    migrate_set "$1" "{\"max-bandwidth\": 1000000, \"max-postcopy-bandwidth\": $postcopy_rate}"
     migrate_start "$1" "$3" && wait_until 60 migrate_is "$1" active && qmp "$1" migrate-start-postcopy >/dev/null &&
         wait_until 60 migrate_is "$1" postcopy-active || return
     is "$(vm_status "$1") $(vm_status "$2")" "postmigrate running" "$label: it runs there already, $(qmp "$1" query-migrate | jq .ram.remaining) bytes are to follow"
@@ -126,9 +126,10 @@ move() {
     # What is asked here is not how fast it goes: on a host that is busy with other things it has to converge, too.
     migrate_set "$from" "{\"downtime-limit\": 2000, \"multifd-channels\": $channels}"
     [ "$mode" != still ] || qmp "$from" stop >/dev/null
-    local way=(migrate_run "$from" "$uri") cuts=(cable source target)
+    local way=(migrate_run "$from" "$uri") cuts=(cable source target) went=0
     [ "$mode" != postcopy ] || way=(move_early "$from" "$to" "$uri" "${cuts[moved % 3]}")
-    check "$label: arrives" "${way[@]}" || {
+    "${way[@]}" || went=$?
+    is $went 0 "$label: arrives" || {
         diag "$(qmp "$from" query-migrate | jq -r '."error-desc" // ""')"
         bail "the guest has not moved"
     }

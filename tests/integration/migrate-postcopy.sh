@@ -45,17 +45,18 @@ refuses() { # NAME COMMAND ARGUMENTS PATTERN
 }
 
 # -- without trouble, over both kinds of sockets --
-round() { # N LABEL URI CHANNELS ARGUMENT...
+round() { # N LABEL URI CHANNELS BANDWIDTH ARGUMENT...
     local from=from$1 to=to$1
-    new_source "$from" "${@:5}"
-    migrate_target "$to" "$3" --memory $MEMORY "${@:5}"
+    new_source "$from" "${@:6}"
+    migrate_target "$to" "$3" --memory $MEMORY "${@:6}"
     if [ "$4" -gt 1 ]; then
         migrate_capability "$from" multifd true
         migrate_set "$from" "{\"multifd-channels\": $4, \"multifd-compression\": \"zstd\"}"
     fi
-    check "$2: the guest goes early" leave "$from" "$3" $((20000000 / ($4 > 1 ? 8 : 1))) || bail "it does not"
+    check "$2: the guest goes early" leave "$from" "$3" "$5" || bail "it does not"
     check "$2: the guest answers" vm_ask "$to" check '^check pages=' 30
     is "$vm_line" "$sum" "$2: it has its memory"
+    migrate_set "$from" '{"max-postcopy-bandwidth": 0}'
     check "$2: the rest follows" complete "$from" "$to"
     is "$(vm_status "$from") $(vm_status "$to")" "postmigrate running" "$2: only the target runs"
     is "$(left "$to") $(left "$from")" "0 0" "$2: nothing is left"
@@ -72,8 +73,8 @@ no_more_than() { # PAGES PID PID: differ
     [ "$(cmp -l "$a" "$b" | awk '{ p[int(($1 - 1) / 4096)] = 1 } END { print length(p) }')" -le "$1" ]
 }
 
-round 1 "unix" "unix:$tap_dir/m1" 1
-round 2 "tcp, four channels, packed, ring" "tcp:localhost:$port" 4 --dirty-log ring
+round 1 "unix" "unix:$tap_dir/m1" 1 20000000
+round 2 "tcp, four channels, packed, ring" "tcp:localhost:$port" 4 200000 --dirty-log ring
 
 # -- the connection is lost, twice --
 uri=unix:$tap_dir/m3

@@ -126,6 +126,7 @@ is "$vm_line" "$sum" "good: the guest's memory is the same"
 target_start last one
 socat -r "$tap_dir/wire" "TCP-LISTEN:$((port + 1)),bind=127.0.0.1,reuseaddr" "TCP:127.0.0.1:$port" 2>/dev/null &
 wait_until 10 grep -q ":$(printf %04X $((port + 1))) 00000000:0000 0A" /proc/net/tcp
+migrate_capability there multifd false
 check "recorded: moves" migrate_run there "tcp:127.0.0.1:$((port + 1))"
 check "recorded: some of it" test "$(stat -c %s "$tap_dir/wire")" -gt 10000
 check "recorded: nothing of it can be read" not grep -qa -e UMBRAMIG -e UMBRASTA "$tap_dir/wire"
