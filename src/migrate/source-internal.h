@@ -1,4 +1,4 @@
-/* What the coordinator (source.c, switchover.c, source-postcopy.c) and the senders (sender.c, source-postcopy.c) share. */
+/* What the coordinator (source.c, source-rounds.c, switchover.c, source-postcopy.c) and the senders (sender.c, source-postcopy.c) share. */
 #ifndef UMBRA_MIGRATE_SOURCE_INTERNAL_H
 #define UMBRA_MIGRATE_SOURCE_INTERNAL_H
 
@@ -148,7 +148,13 @@ int mig_unexpected(struct mig_source *s, const struct mig_frame *f, enum mig_typ
 /* Wait until the target has taken all that was sent on a channel on which nobody sends or receives now. */
 int mig_flush_channel(struct mig_source *s, unsigned int channel, struct mig_error *err);
 int mig_expect(struct mig_source *s, unsigned int channel, enum mig_type type, struct mig_frame *ret, struct mig_error *err);
+
+/* source-rounds.c, coordinator: log what is written, all pages but those that were never touched are work. */
+int mig_rounds_begin(struct mig_source *s, struct mig_error *err);
+/* Pre-copy until the rest fits into the downtime limit, or is left for post-copy. */
+int mig_rounds(struct mig_source *s, struct mig_error *err);
 /* Move what was written since the last time into s->fresh, which was emptied. */
 int mig_harvest(struct mig_source *s, struct mig_error *err);
+void mig_set_throttle(struct mig_source *s, unsigned int percent);
 
 #endif

@@ -129,7 +129,9 @@ move() {
     local way=(migrate_run "$from" "$uri") cuts=(cable source target) went=0
     [ "$mode" != postcopy ] || way=(move_early "$from" "$to" "$uri" "${cuts[moved % 3]}")
     "${way[@]}" || went=$?
-    is $went 0 "$label: arrives" || {
+    is $went 0 "$label: arrives"
+    [ $went = 0 ] || {
+        tail -n 5 "$tap_dir/$from.log" "$tap_dir/$to.log" | diag
         diag "$(qmp "$from" query-migrate | jq -r '."error-desc" // ""')"
         bail "the guest has not moved"
     }
