@@ -27,9 +27,13 @@
 #define LITTLE_PAGES 512u
 #define STALLS_MAX 3u
 #define ROUNDS_MAX 12u
-/* Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. */
+/*
+ * Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. So much of it is
+ * there beforehand even if the guest writes nothing: the memory takes longer to get than the pages to write.
+ */
 #define ASIDE_PAGES_MIN 2048u
 #define ASIDE_PAGES_MAX 65536u
+#define ASIDE_PAGES_READY 128u
 
 /* What the thread asks of the main thread. */
 enum call {
@@ -40,7 +44,7 @@ enum call {
 
 /* Pages copied while the guest stood still. */
 struct aside {
-    uint8_t *data; /* mapped and there, so that no page fault takes time */
+    uint8_t *data; /* what is likely to be needed is there, so that no page fault takes time */
     uint64_t *page;
     uint32_t room, count;
 };
@@ -332,21 +336,25 @@ static void hold(struct snapshotter *s)
 
 /* -- the thread --------------------------------------------------------------- */
 
-/* Room for twice what the last round had. */
+/* Twice what the last round had is there, and more can be had for a page fault each. */
 static int make_room_aside(struct snapshotter *s)
 {
-    uint64_t room = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_MIN), most = mem_pages(s->mem);
+    uint64_t most = MIN(mem_pages(s->mem), (uint64_t)ASIDE_PAGES_MAX), ready, room;
     void *data;
 
-    most = MIN(most, (uint64_t)ASIDE_PAGES_MAX);
+    ready = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_READY);
+    ready = MIN(ready, most);
+    room = MAX(ready, (uint64_t)ASIDE_PAGES_MIN);
     room = MIN(room, most);
     s->aside.page = calloc(room, sizeof(*s->aside.page));
-    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED || !s->aside.page) {
         if (data != MAP_FAILED)
             munmap(data, pages_to_bytes(room));
         return fail(s, -ENOMEM, "snapshot");
     }
+    /* A kernel that does not know it gives the memory when it is written to. */
+    madvise(data, pages_to_bytes(ready), MADV_POPULATE_WRITE);
     s->aside.data = data;
     s->aside.room = (uint32_t)room;
     return 0;
