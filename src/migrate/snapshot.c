@@ -21,6 +21,8 @@
 
 /* Pages between two looks at whether it is to end. */
 #define COPY_PAGES 1024u
+/* The same for pages that lie here and there: so many are told to snapshot_out at once. */
+#define BATCH_PAGES 256u
 /* Pages between two times that the page cache is told to go to disk. */
 #define FLUSH_PAGES 8192u
 /* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
@@ -33,7 +35,7 @@
  */
 #define ASIDE_PAGES_MIN 2048u
 #define ASIDE_PAGES_MAX 65536u
-#define ASIDE_PAGES_READY 128u
+#define ASIDE_PAGES_READY 32u
 
 /* What the thread asks of the main thread. */
 enum call {
@@ -168,22 +170,38 @@ static int put_all(struct snapshotter *s)
     return r;
 }
 
+static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces, size_t count)
+{
+    int r = check_cancel(s);
+
+    if (r < 0)
+        return r;
+    r = snapshot_out_put_pieces(s->out, pieces, count);
+    if (r < 0)
+        return fail_out(s, r);
+    count_done(s, count);
+    return 0;
+}
+
 static int put_todo(struct snapshotter *s)
 {
     struct page_set_walk w = page_set_walk_from(&s->todo, 0);
+    struct snapshot_piece pieces[BATCH_PAGES];
+    const uint8_t *ram = mem_ram(s->mem);
+    size_t n = 0;
     int r = 0;
 
-    /* Runs within a word are enough: a longer one only costs a call more. */
     while (r == 0 && page_set_walk_word(&s->todo, &w)) {
-        unsigned int first = (unsigned int)__builtin_ctzll(w.bits);
-        uint64_t rest = ~(w.bits >> first);
-        unsigned int count = rest ? (unsigned int)__builtin_ctzll(rest) : 64;
+        uint64_t page = (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits);
 
-        count = MIN(count, 64 - first);
-        w.bits &= first + count == 64 ? 0 : UINT64_MAX << (first + count);
-        r = put(s, (uint64_t)w.word * 64 + first, count);
+        w.bits &= w.bits - 1;
+        pieces[n++] = (struct snapshot_piece){.page = page, .data = ram + pages_to_bytes(page)};
+        if (n == BATCH_PAGES) {
+            r = put_batch(s, pieces, n);
+            n = 0;
+        }
     }
-    return r;
+    return r == 0 && n > 0 ? put_batch(s, pieces, n) : r;
 }
 
 /*
@@ -391,24 +409,19 @@ static int call_hold(struct snapshotter *s)
 
 static int put_aside(struct snapshotter *s)
 {
+    struct snapshot_piece pieces[BATCH_PAGES];
     uint32_t at = 0;
     int r = 0;
 
     while (r == 0 && at < s->aside.count) {
-        uint32_t n = 1;
+        uint32_t n = MIN(s->aside.count - at, BATCH_PAGES);
 
-        while (n < COPY_PAGES && at + n < s->aside.count && s->aside.page[at + n] == s->aside.page[at] + n)
-            n++;
-        r = check_cancel(s);
-        if (r < 0)
-            return r;
-        r = snapshot_out_put(s->out, s->aside.page[at], s->aside.data + pages_to_bytes(at), n);
-        if (r < 0)
-            return fail_out(s, r);
-        count_done(s, n);
+        for (uint32_t i = 0; i < n; i++)
+            pieces[i] = (struct snapshot_piece){s->aside.page[at + i], s->aside.data + pages_to_bytes(at + i)};
+        r = put_batch(s, pieces, n);
         at += n;
     }
-    return 0;
+    return r;
 }
 
 /* Have the dirty log on before the first page is read. */
