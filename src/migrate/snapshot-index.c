@@ -15,6 +15,7 @@
 #define FORMAT 1u
 #define HEADER_SIZE (8 + 4 + 4 + 8)
 #define CHUNK_HEADER_SIZE (4 + 2 * 8 * SNAPSHOT_CHUNK_WORDS)
+#define CHUNK_SIZE_MAX (CHUNK_HEADER_SIZE + 4 * SNAPSHOT_CHUNK_PAGES)
 
 int snapshot_index_init(struct snapshot_index *ix, uint64_t pages)
 {
@@ -94,16 +95,21 @@ static bool chunk_empty(const struct snapshot_chunk *c)
     return any == 0;
 }
 
+/* As one piece: an index of scattered pages is many small chunks. */
 static void write_chunk(const struct snapshot_chunk *c, uint32_t number, struct byte_writer *w)
 {
-    byte_write_u32(w, number);
+    uint8_t buf[CHUNK_SIZE_MAX], *p = buf;
+
+    le32_put(p, number);
+    p += 4;
+    for (unsigned int i = 0; i < SNAPSHOT_CHUNK_WORDS; i++, p += 8)
+        le64_put(p, c->bytes[i]);
+    for (unsigned int i = 0; i < SNAPSHOT_CHUNK_WORDS; i++, p += 8)
+        le64_put(p, c->zero[i]);
     for (unsigned int i = 0; i < SNAPSHOT_CHUNK_WORDS; i++)
-        byte_write_u64(w, c->bytes[i]);
-    for (unsigned int i = 0; i < SNAPSHOT_CHUNK_WORDS; i++)
-        byte_write_u64(w, c->zero[i]);
-    for (unsigned int i = 0; i < SNAPSHOT_CHUNK_PAGES; i++)
-        if (c->bytes[i / 64] >> (i % 64) & 1)
-            byte_write_u32(w, c->crc[i]);
+        for (uint64_t bits = c->bytes[i]; bits; bits &= bits - 1, p += 4)
+            le32_put(p, c->crc[64 * i + (unsigned int)__builtin_ctzll(bits)]);
+    byte_write(w, buf, (size_t)(p - buf));
 }
 
 void snapshot_index_write(const struct snapshot_index *ix, struct byte_writer *w)

@@ -34,6 +34,15 @@ const char *snapshot_out_error(const struct snapshot_out *out);
  * change while it is read: then the page must be put in again before the commit. 0 or -errno.
  */
 int snapshot_out_put(struct snapshot_out *out, uint64_t first, const void *data, uint64_t count);
+
+/* A page, and where its bytes are. */
+struct snapshot_piece {
+    uint64_t page;
+    const uint8_t *data;
+};
+/* The same for pages that are in ascending order but not side by side: much faster than one by one. */
+int snapshot_out_put_pieces(struct snapshot_out *out, const struct snapshot_piece *pieces, size_t count);
+
 /* Put pages in as zeros. */
 int snapshot_out_put_zeros(struct snapshot_out *out, uint64_t first, uint64_t count);
 

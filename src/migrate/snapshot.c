@@ -21,15 +21,21 @@
 
 /* Pages between two looks at whether it is to end. */
 #define COPY_PAGES 1024u
+/* The same for pages that lie here and there: so many are told to snapshot_out at once. */
+#define BATCH_PAGES 256u
 /* Pages between two times that the page cache is told to go to disk. */
 #define FLUSH_PAGES 8192u
 /* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
 #define LITTLE_PAGES 512u
 #define STALLS_MAX 3u
 #define ROUNDS_MAX 12u
-/* Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. */
+/*
+ * Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. So much of it is
+ * there beforehand even if the guest writes nothing: the memory takes longer to get than the pages to write.
+ */
 #define ASIDE_PAGES_MIN 2048u
 #define ASIDE_PAGES_MAX 65536u
+#define ASIDE_PAGES_READY 32u
 
 /* What the thread asks of the main thread. */
 enum call {
@@ -40,7 +46,7 @@ enum call {
 
 /* Pages copied while the guest stood still. */
 struct aside {
-    uint8_t *data; /* mapped and there, so that no page fault takes time */
+    uint8_t *data; /* what is likely to be needed is there, so that no page fault takes time */
     uint64_t *page;
     uint32_t room, count;
 };
@@ -164,22 +170,38 @@ static int put_all(struct snapshotter *s)
     return r;
 }
 
+static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces, size_t count)
+{
+    int r = check_cancel(s);
+
+    if (r < 0)
+        return r;
+    r = snapshot_out_put_pieces(s->out, pieces, count);
+    if (r < 0)
+        return fail_out(s, r);
+    count_done(s, count);
+    return 0;
+}
+
 static int put_todo(struct snapshotter *s)
 {
     struct page_set_walk w = page_set_walk_from(&s->todo, 0);
+    struct snapshot_piece pieces[BATCH_PAGES];
+    const uint8_t *ram = mem_ram(s->mem);
+    size_t n = 0;
     int r = 0;
 
-    /* Runs within a word are enough: a longer one only costs a call more. */
     while (r == 0 && page_set_walk_word(&s->todo, &w)) {
-        unsigned int first = (unsigned int)__builtin_ctzll(w.bits);
-        uint64_t rest = ~(w.bits >> first);
-        unsigned int count = rest ? (unsigned int)__builtin_ctzll(rest) : 64;
+        uint64_t page = (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits);
 
-        count = MIN(count, 64 - first);
-        w.bits &= first + count == 64 ? 0 : UINT64_MAX << (first + count);
-        r = put(s, (uint64_t)w.word * 64 + first, count);
+        w.bits &= w.bits - 1;
+        pieces[n++] = (struct snapshot_piece){.page = page, .data = ram + pages_to_bytes(page)};
+        if (n == BATCH_PAGES) {
+            r = put_batch(s, pieces, n);
+            n = 0;
+        }
     }
-    return r;
+    return r == 0 && n > 0 ? put_batch(s, pieces, n) : r;
 }
 
 /*
@@ -332,21 +354,25 @@ static void hold(struct snapshotter *s)
 
 /* -- the thread --------------------------------------------------------------- */
 
-/* Room for twice what the last round had. */
+/* Twice what the last round had is there, and more can be had for a page fault each. */
 static int make_room_aside(struct snapshotter *s)
 {
-    uint64_t room = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_MIN), most = mem_pages(s->mem);
+    uint64_t most = MIN(mem_pages(s->mem), (uint64_t)ASIDE_PAGES_MAX), ready, room;
     void *data;
 
-    most = MIN(most, (uint64_t)ASIDE_PAGES_MAX);
+    ready = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_READY);
+    ready = MIN(ready, most);
+    room = MAX(ready, (uint64_t)ASIDE_PAGES_MIN);
     room = MIN(room, most);
     s->aside.page = calloc(room, sizeof(*s->aside.page));
-    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED || !s->aside.page) {
         if (data != MAP_FAILED)
             munmap(data, pages_to_bytes(room));
         return fail(s, -ENOMEM, "snapshot");
     }
+    /* A kernel that does not know it gives the memory when it is written to. */
+    madvise(data, pages_to_bytes(ready), MADV_POPULATE_WRITE);
     s->aside.data = data;
     s->aside.room = (uint32_t)room;
     return 0;
@@ -383,24 +409,19 @@ static int call_hold(struct snapshotter *s)
 
 static int put_aside(struct snapshotter *s)
 {
+    struct snapshot_piece pieces[BATCH_PAGES];
     uint32_t at = 0;
     int r = 0;
 
     while (r == 0 && at < s->aside.count) {
-        uint32_t n = 1;
+        uint32_t n = MIN(s->aside.count - at, BATCH_PAGES);
 
-        while (n < COPY_PAGES && at + n < s->aside.count && s->aside.page[at + n] == s->aside.page[at] + n)
-            n++;
-        r = check_cancel(s);
-        if (r < 0)
-            return r;
-        r = snapshot_out_put(s->out, s->aside.page[at], s->aside.data + pages_to_bytes(at), n);
-        if (r < 0)
-            return fail_out(s, r);
-        count_done(s, n);
+        for (uint32_t i = 0; i < n; i++)
+            pieces[i] = (struct snapshot_piece){s->aside.page[at + i], s->aside.data + pages_to_bytes(at + i)};
+        r = put_batch(s, pieces, n);
         at += n;
     }
-    return 0;
+    return r;
 }
 
 /* Have the dirty log on before the first page is read. */
