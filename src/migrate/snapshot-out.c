@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
-#include <nmmintrin.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -242,32 +241,10 @@ int snapshot_out_put_zeros(struct snapshot_out *out, uint64_t first, uint64_t co
     return r;
 }
 
-/* -- checksums of pages -------------------------------------------------------- */
-
-/*
- * The CPU's CRC-32C instruction gives its result after three cycles and can begin one each cycle: three pages take no longer
- * than one.
- */
-__attribute__((target("sse4.2"))) static void checksum_three(const struct snapshot_piece *pieces,
-                                                             uint32_t ret[CHECKSUM_PAGES])
-{
-    const uint8_t *a = pieces[0].data, *b = pieces[1].data, *c = pieces[2].data;
-    uint64_t crc_a = UINT32_MAX, crc_b = UINT32_MAX, crc_c = UINT32_MAX;
-
-    for (size_t i = 0; i < SNAPSHOT_PAGE_SIZE; i += 8) {
-        crc_a = _mm_crc32_u64(crc_a, le64_get(a + i));
-        crc_b = _mm_crc32_u64(crc_b, le64_get(b + i));
-        crc_c = _mm_crc32_u64(crc_c, le64_get(c + i));
-    }
-    ret[0] = ~(uint32_t)crc_a;
-    ret[1] = ~(uint32_t)crc_b;
-    ret[2] = ~(uint32_t)crc_c;
-}
-
 static void checksum(const struct snapshot_piece *pieces, size_t count, uint32_t ret[CHECKSUM_PAGES])
 {
-    if (count == CHECKSUM_PAGES && __builtin_cpu_supports("sse4.2")) {
-        checksum_three(pieces, ret);
+    if (count == CHECKSUM_PAGES) {
+        crc32c_three((const uint8_t *const[]){pieces[0].data, pieces[1].data, pieces[2].data}, SNAPSHOT_PAGE_SIZE, ret);
         return;
     }
     for (size_t i = 0; i < count; i++)

@@ -35,7 +35,7 @@
  */
 #define ASIDE_PAGES_MIN 2048u
 #define ASIDE_PAGES_MAX 65536u
-#define ASIDE_PAGES_READY 32u
+#define ASIDE_PAGES_READY 128u
 
 /* What the thread asks of the main thread. */
 enum call {

@@ -162,6 +162,7 @@ static void assert_memory(const struct guest *g, const char *name)
 static void test_crc(void **state)
 {
     uint8_t buf[301];
+    uint32_t three[3];
     struct rng rnd = rng_seeded(rng_test_seed(__func__));
 
     assert_int_equal(crc32c(0, "123456789", 9), 0xe3069283);
@@ -170,6 +171,9 @@ static void test_crc(void **state)
         buf[i] = (uint8_t)rng_next(&rnd);
     for (size_t n = 0; n < sizeof(buf); n += 7)
         assert_int_equal(crc32c(crc32c(0, buf, n), buf + n, sizeof(buf) - n), crc32c_portable(0, buf, sizeof(buf)));
+    crc32c_three((const uint8_t *const[]){buf, buf + 8, buf + 16}, 24, three);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(three[i], crc32c_portable(0, buf + 8 * i, 24));
 }
 
 static void test_full(void **state)
