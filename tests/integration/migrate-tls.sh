@@ -43,6 +43,10 @@ host stranger theirs ours "IP:127.0.0.1"
 host old ours ours "IP:127.0.0.1" -1
 host elsewhere ours ours "DNS:elsewhere.example"
 
+line_count() { # FILE PATTERN N: or more
+    [ "$(grep -c "$2" "$1")" -ge "$3" ]
+}
+
 why() { qmp "$1" query-migrate | jq -r '."error-desc" // ""'; }
 
 source_start() { # NAME CREDENTIALS
@@ -130,4 +134,26 @@ migrate_capability there multifd false
 check "recorded: moves" migrate_run there "tcp:127.0.0.1:$((port + 1))"
 check "recorded: some of it" test "$(stat -c %s "$tap_dir/wire")" -gt 10000
 check "recorded: nothing of it can be read" not grep -qa -e UMBRAMIG -e UMBRASTA "$tap_dir/wire"
+
+# A post-copy whose connection is cut: the second one is encrypted, too, and nobody else gets it.
+vm_start_guest late dirtier "mode=serve" --memory $MEMORY --incoming "tcp:127.0.0.1:$port" --tls-creds "$certs/two"
+migrate_waits late
+migrate_capability last postcopy-ram true
+migrate_set last '{"max-bandwidth": 1000000, "max-postcopy-bandwidth": 1000000}'
+migrate_start last "tcp:127.0.0.1:$port"
+wait_until 20 migrate_is last active && qmp last migrate-start-postcopy >/dev/null
+check "post-copy: the guest goes early" wait_until 20 migrate_is last postcopy-active
+qmp last migrate-pause >/dev/null
+check "post-copy: the connection is lost" wait_until 20 migrate_is late postcopy-paused
+check "post-copy: the source knows" wait_until 20 migrate_is last postcopy-paused
+dropped=$(grep -c 'a connection is dropped' "$tap_dir/late.log")
+echo 'who is there?' | socat -t 1 - "TCP:127.0.0.1:$port" >/dev/null 2>&1
+socat -u OPEN:/dev/null "OPENSSL:127.0.0.1:$port,verify=0" 2>/dev/null
+check "post-copy: without TLS, and without a certificate, nobody is heard" wait_until 20 line_count "$tap_dir/late.log" 'a connection is dropped' $((dropped + 2))
+is "$(migrate_status late)" postcopy-paused "post-copy: the source is waited for"
+migrate_set last '{"max-postcopy-bandwidth": 0}'
+qmp last migrate "{\"uri\": \"tcp:127.0.0.1:$port\", \"resume\": true}" >/dev/null
+check "post-copy: all comes" wait_until 30 migrate_is last completed
+vm_ask late check '^check pages=' 30
+is "$vm_line" "$sum" "post-copy: the guest's memory is the same"
 done_testing

@@ -66,8 +66,8 @@ static void on_want(void *opaque, pfn_t page)
 {
     struct fixture *f = opaque;
 
-    __atomic_fetch_add(&f->wants, 1, __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&f->wanted[page / 64], UINT64_C(1) << (page % 64), __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&f->wants, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&f->serve, __ATOMIC_SEQ_CST))
         (void)put(f->a, page, 1);
 }
