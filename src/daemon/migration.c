@@ -459,13 +459,11 @@ static int target_status(struct migration *mg, void *arg)
     return 0;
 }
 
-static void target_changed(void *opaque)
+static void target_changed(void *opaque, bool postcopy)
 {
     struct migration *mg = opaque;
-    struct mig_report r;
 
-    mig_target_report(mg->target, &r);
-    if (!mig_status_is_postcopy(r.status) && r.postcopy_ns == 0) {
+    if (!postcopy) {
         (void)on_main(mg, target_status, NULL);
         return;
     }

@@ -43,7 +43,8 @@ struct mig_target {
     bool closing;   /* it is being freed */
     bool committed; /* the guest is this side's */
     bool asks;      /* post-copy: channel 0 is there to ask for pages */
-    bool whole;     /* post-copy: all pages are here */
+    bool postcopy_used; /* the guest came before its last pages */
+    bool whole;     /* then: all of them are here */
     struct mig_listener next_listener; /* where to wait from now on; fd -1: where it does */
     struct mig_error error; /* the first */
     struct mig_report report;
@@ -52,7 +53,7 @@ struct mig_target {
     struct mig_channel channels[MIG_MAX_CHANNELS];
     unsigned int channel_count;
     uint64_t session;
-    bool local, zstd, postcopy, postcopy_used, adopted, accepted, ready;
+    bool local, zstd, postcopy, adopted, accepted, ready;
     bool run; /* as the state said */
     /* Made before the state comes. Its thread asks under the lock below, which is never taken with `lock` held. */
     struct absent *absent;

@@ -56,20 +56,29 @@ static void set_asks(struct mig_target *t, bool asks)
 /* After pages came, on whatever channel: the last one? */
 static void look_whether_whole(struct mig_target *t)
 {
-    bool first;
+    bool last;
 
-    if (!t->postcopy_used || absent_left(t->absent) > 0)
-        return;
     pthread_mutex_lock(&t->lock);
-    first = !t->whole;
-    t->whole = true;
-    if (first)
+    last = t->postcopy_used && !t->whole && absent_left(t->absent) == 0;
+    if (last) {
+        t->whole = true;
         t->report.postcopy_ns = clock_ns() - t->committed_ns;
+    }
     pthread_mutex_unlock(&t->lock);
-    if (!first)
+    if (!last)
         return;
     mig_target_set_status(t, MIG_STATUS_COMPLETED);
     tell(t, MIG_WHOLE, NULL);
+}
+
+static bool is_whole(struct mig_target *t)
+{
+    bool whole;
+
+    pthread_mutex_lock(&t->lock);
+    whole = t->whole;
+    pthread_mutex_unlock(&t->lock);
+    return whole;
 }
 
 /* -- pages -------------------------------------------------------------------- */
@@ -167,7 +176,7 @@ static int serve(struct mig_target *t, struct mig_error *err)
         mig_stream_watch(&t->channels[i].stream, MIG_PATIENCE_MS);
     while (r == 0) {
         r = mig_receive(control(t), &f, err);
-        if (r == 0 && f.type == MIG_DONE && t->whole)
+        if (r == 0 && f.type == MIG_DONE && is_whole(t))
             return 0;
         if (r == 0)
             r = mig_target_data_frame(&t->channels[0], &f, err);
@@ -284,8 +293,7 @@ static int find_source(struct mig_target *t)
         if (fd < 0 || !mig_target_take(t, fd, true, true, &hello))
             continue;
         err = (struct mig_error){""};
-        if (!t->whole)
-            mig_target_set_status(t, MIG_STATUS_POSTCOPY_RECOVER);
+        mig_target_set_status(t, MIG_STATUS_POSTCOPY_RECOVER);
         r = answer(t, &err);
         if (r == 0) {
             found(t);
@@ -293,8 +301,7 @@ static int find_source(struct mig_target *t)
         }
         log_warn("migration: the source does not go on: %s", err.text);
         end_connections(t, NULL);
-        if (!t->whole)
-            mig_target_set_status(t, MIG_STATUS_POSTCOPY_PAUSED);
+        mig_target_set_status(t, MIG_STATUS_POSTCOPY_PAUSED);
     }
 }
 
@@ -343,8 +350,8 @@ int mig_target_postcopy(struct mig_target *t, struct mig_error *err)
 
     pthread_mutex_lock(&t->lock);
     t->committed_ns = clock_ns();
-    pthread_mutex_unlock(&t->lock);
     t->postcopy_used = true;
+    pthread_mutex_unlock(&t->lock);
     mig_target_set_status(t, MIG_STATUS_POSTCOPY_ACTIVE);
     t->runner_started = thread_start(&t->runner, 0, runner, t) == 0;
     if (!t->runner_started)
@@ -358,7 +365,7 @@ int mig_target_postcopy(struct mig_target *t, struct mig_error *err)
         *err = (struct mig_error){""};
     }
     end_connections(t, NULL);
-    if (t->whole) {
+    if (is_whole(t)) {
         struct absent *a = t->absent;
         struct absent_stats stats;
 

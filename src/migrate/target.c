@@ -21,8 +21,10 @@
 
 void mig_target_set_status(struct mig_target *t, enum mig_status status)
 {
+    bool postcopy;
+
     pthread_mutex_lock(&t->lock);
-    /* Pages may be put while the connection is still being looked after. */
+    /* That is the last one, also if the connection is still being looked after. */
     if (t->whole && status != MIG_STATUS_COMPLETED) {
         pthread_mutex_unlock(&t->lock);
         return;
@@ -32,8 +34,9 @@ void mig_target_set_status(struct mig_target *t, enum mig_status status)
         t->started_ns = clock_ns();
     else if (t->started_ns)
         t->report.total_ns = clock_ns() - t->started_ns;
+    postcopy = t->postcopy_used;
     pthread_mutex_unlock(&t->lock);
-    t->ops->changed(t->opaque);
+    t->ops->changed(t->opaque, postcopy);
 }
 
 void mig_target_report(struct mig_target *t, struct mig_report *ret)

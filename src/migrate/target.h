@@ -27,10 +27,10 @@ struct mig_target_ops {
      */
     int (*run)(void *opaque, bool run, bool arriving);
     /*
-     * The status changed. In post-copy and at its end this must not wait for the main thread, which may wait for a page;
-     * it ends with completed, when no page is missing.
+     * The status changed. postcopy: this must not wait for the main thread, which may wait for a page; the last status is completed,
+     * when no page is missing.
      */
-    void (*changed)(void *opaque);
+    void (*changed)(void *opaque, bool postcopy);
 };
 
 struct mig_target;

@@ -71,7 +71,7 @@ static int on_run(void *opaque, bool run, bool arriving)
     return 0;
 }
 
-static void on_changed(void *opaque)
+static void on_changed(void *opaque, bool postcopy)
 {
 }
 

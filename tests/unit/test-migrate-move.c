@@ -262,7 +262,7 @@ static int on_run(void *opaque, bool run, bool arriving)
     return 0;
 }
 
-static void on_target_changed(void *opaque)
+static void on_target_changed(void *opaque, bool postcopy)
 {
 }
 
