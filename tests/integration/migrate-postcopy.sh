@@ -1,5 +1,5 @@
 #!/bin/bash
-# where: any
+# where: once
 # Post-copy: the guest goes before its last pages and finds all of them; the connection is cut, and they find each other again;
 # what is asked of either side meanwhile.
 . "$(dirname "$0")/../lib/tap.sh" || exit 1
