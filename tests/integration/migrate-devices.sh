@@ -19,7 +19,7 @@ need "no cpio" command -v cpio
 
 moves=${UMBRA_MOVES:-4} postcopies=${UMBRA_POSTCOPY:-2} compares=${UMBRA_COMPARE:-2}
 # What makes a post-copy last for some seconds.
-postcopy_rate=8000000
+postcopy_rate=500000
 stream_rate=200 # KiB a second, each way
 lan=lan$$
 spaces=(a$$ b$$) # each host's
