@@ -82,9 +82,14 @@ start_on() {
 
 # Both sides have noticed, and find each other again.
 find_again() { # FROM TO URI
-    wait_until 60 migrate_is "$1" postcopy-paused && wait_until 60 migrate_is "$2" postcopy-paused || return
+    local lost=0
+    wait_until 60 migrate_is "$1" postcopy-paused && wait_until 60 migrate_is "$2" postcopy-paused || lost=$?
     cable up
-    qmp "$1" migrate "{\"uri\": \"$3\", \"resume\": true}" >/dev/null && wait_until 60 migrate_is "$1" 'postcopy-active|completed'
+    [ $lost = 0 ] && qmp "$1" migrate "{\"uri\": \"$3\", \"resume\": true}" >/dev/null &&
+        wait_until 60 migrate_is "$1" 'postcopy-active|completed' && return
+    echo "noticed: $lost; $(migrate_status "$1") and $(migrate_status "$2")"
+    grep -h migration: "$tap_dir/$1.log" "$tap_dir/$2.log"
+    return 1
 }
 
 cable() { # up or down
