@@ -42,7 +42,8 @@ json_t *qmp_migrate(struct qmp_request *req)
     return json_object_new_object();
 }
 
-json_t *qmp_migrate_incoming(struct qmp_request *req)
+/* Begin to wait at the request's address, for whoever it is. */
+static json_t *wait_at(struct qmp_request *req, int (*wait)(struct migration *mg, const char *uri, char *error), const char *whom)
 {
     struct migration *mg = migration_of(req);
     char error[MIGRATION_ERROR_MAX];
@@ -51,11 +52,16 @@ json_t *qmp_migrate_incoming(struct qmp_request *req)
     if (!mg)
         return NULL;
     json_get_str(req->args, "uri", &uri);
-    if (migration_incoming(mg, uri, error) < 0) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot wait for a guest: %s", error);
+    if (wait(mg, uri, error) < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot wait for %s: %s", whom, error);
         return NULL;
     }
     return json_object_new_object();
+}
+
+json_t *qmp_migrate_incoming(struct qmp_request *req)
+{
+    return wait_at(req, migration_incoming, "a guest");
 }
 
 json_t *qmp_migrate_cancel(struct qmp_request *req)
@@ -112,18 +118,7 @@ json_t *qmp_migrate_pause(struct qmp_request *req)
 
 json_t *qmp_migrate_recover(struct qmp_request *req)
 {
-    struct migration *mg = migration_of(req);
-    char error[MIGRATION_ERROR_MAX];
-    const char *uri = NULL;
-
-    if (!mg)
-        return NULL;
-    json_get_str(req->args, "uri", &uri);
-    if (migration_recover(mg, uri, error) < 0) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot wait for the source: %s", error);
-        return NULL;
-    }
-    return json_object_new_object();
+    return wait_at(req, migration_recover, "the source");
 }
 
 json_t *qmp_query_migrate(struct qmp_request *req)

@@ -62,6 +62,12 @@ struct mig_target {
     bool runner_started;
 };
 
+/* Channel 0. */
+static inline struct mig_stream *mig_target_control(struct mig_target *t)
+{
+    return &t->channels[0].stream;
+}
+
 /* target.c */
 void mig_target_set_status(struct mig_target *t, enum mig_status status);
 /* End the connections; any thread. */

@@ -21,11 +21,6 @@
 #include "base/thread.h"
 #include "migrate/target-internal.h"
 
-static struct mig_stream *control(struct mig_target *t)
-{
-    return &t->channels[0].stream;
-}
-
 /* -- to the source ------------------------------------------------------------ */
 
 /* What cannot be said now the source asks for when it is back. */
@@ -35,9 +30,9 @@ static void tell(struct mig_target *t, enum mig_type type, const uint64_t *value
 
     pthread_mutex_lock(&t->ask_lock);
     if (t->asks && value)
-        (void)mig_send_u64(control(t), type, *value, &unheard);
+        (void)mig_send_u64(mig_target_control(t), type, *value, &unheard);
     else if (t->asks)
-        (void)mig_send_frame(control(t), type, NULL, 0, &unheard);
+        (void)mig_send_frame(mig_target_control(t), type, NULL, 0, &unheard);
     pthread_mutex_unlock(&t->ask_lock);
 }
 
@@ -175,7 +170,7 @@ static int serve(struct mig_target *t, struct mig_error *err)
     for (unsigned int i = 0; i < t->channel_count; i++)
         mig_stream_watch(&t->channels[i].stream, MIG_PATIENCE_MS);
     while (r == 0) {
-        r = mig_receive(control(t), &f, err);
+        r = mig_receive(mig_target_control(t), &f, err);
         if (r == 0 && f.type == MIG_DONE && is_whole(t))
             return 0;
         if (r == 0)
@@ -235,7 +230,7 @@ static int tell_missing(struct mig_target *t, struct mig_error *err)
         return mig_error(err, -ENOMEM, "no memory");
     for (size_t w = 0; w < words; w++)
         bits[w] = absent_word(t->absent, w);
-    r = mig_send_map(control(t), MIG_MISSING, bits, words, err);
+    r = mig_send_map(mig_target_control(t), MIG_MISSING, bits, words, err);
     free(bits);
     return r;
 }
@@ -246,8 +241,8 @@ static int answer(struct mig_target *t, struct mig_error *err)
     struct mig_frame f;
     int r;
 
-    mig_stream_set_timeout(control(t), MIG_HELLO_TIMEOUT_MS);
-    r = mig_receive(control(t), &f, err);
+    mig_stream_set_timeout(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
+    r = mig_receive(mig_target_control(t), &f, err);
     if (r == 0 && f.type != MIG_RESUME)
         r = mig_error(err, -EBADMSG, "frame: %s instead of %s", mig_type_name(f.type), mig_type_name(MIG_RESUME));
     if (r == 0)
@@ -255,7 +250,7 @@ static int answer(struct mig_target *t, struct mig_error *err)
     if (r == 0)
         r = tell_missing(t, err);
     if (r == 0)
-        r = mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
+        r = mig_send_frame(mig_target_control(t), MIG_ACCEPT, NULL, 0, err);
     return r < 0 ? r : mig_target_accept_channels(t, err);
 }
 

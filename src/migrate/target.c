@@ -289,14 +289,9 @@ int mig_target_accept_channels(struct mig_target *t, struct mig_error *err)
 
 /* -- channel 0 -- */
 
-static struct mig_stream *control(struct mig_target *t)
-{
-    return &t->channels[0].stream;
-}
-
 static int refuse(struct mig_target *t, const char *why, struct mig_error *err)
 {
-    (void)mig_send_frame(control(t), MIG_REFUSE, why, MIN(strlen(why), (size_t)MIG_TEXT_MAX), err);
+    (void)mig_send_frame(mig_target_control(t), MIG_REFUSE, why, MIN(strlen(why), (size_t)MIG_TEXT_MAX), err);
     pthread_mutex_lock(&t->lock);
     snprintf(t->report.why, sizeof(t->report.why), "%s", why);
     pthread_mutex_unlock(&t->lock);
@@ -307,7 +302,7 @@ int mig_target_send_hello(struct mig_target *t, struct mig_error *err)
 {
     struct mig_hello hello = {.version = MIG_VERSION, .channels = (uint16_t)t->channel_count, .session = t->session};
 
-    return mig_send_hello(control(t), &hello, err);
+    return mig_send_hello(mig_target_control(t), &hello, err);
 }
 
 /* Add a line to the list of what is in the way, if there is something. */
@@ -355,13 +350,13 @@ static int on_setup(struct mig_target *t, const struct mig_frame *f, struct mig_
     pthread_mutex_lock(&t->lock);
     t->report.local = t->local;
     pthread_mutex_unlock(&t->lock);
-    r = mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
+    r = mig_send_frame(mig_target_control(t), MIG_ACCEPT, NULL, 0, err);
     return r < 0 ? r : mig_target_accept_channels(t, err);
 }
 
 static int on_memory(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
 {
-    int r, fd = take_fd(control(t)->passed_fd);
+    int r, fd = take_fd(mig_target_control(t)->passed_fd);
 
     if (fd < 0)
         return mig_error(err, -EBADMSG, "memory: no descriptor came with it");
@@ -373,7 +368,7 @@ static int on_memory(struct mig_target *t, const struct mig_frame *f, struct mig
     if (r < 0)
         return r;
     t->adopted = true;
-    return mig_send_frame(control(t), MIG_ACCEPT, NULL, 0, err);
+    return mig_send_frame(mig_target_control(t), MIG_ACCEPT, NULL, 0, err);
 }
 
 bool mig_target_wait_for_ends(struct mig_target *t)
@@ -391,7 +386,7 @@ bool mig_target_wait_for_ends(struct mig_target *t)
 
 static int on_state(struct mig_target *t, const struct mig_frame *f, struct mig_error *err)
 {
-    uint64_t start = clock_ns(), came = control(t)->received_ns;
+    uint64_t start = clock_ns(), came = mig_target_control(t)->received_ns;
     struct mig_state state;
     int r = mig_state_get(f->payload, f->length, &state, err);
 
@@ -410,7 +405,7 @@ static int on_state(struct mig_target *t, const struct mig_frame *f, struct mig_
     pthread_mutex_lock(&t->lock);
     t->report.downtime.load = clock_ns() - start;
     pthread_mutex_unlock(&t->lock);
-    return mig_send_u64(control(t), MIG_READY, clock_ns() - start, err);
+    return mig_send_u64(mig_target_control(t), MIG_READY, clock_ns() - start, err);
 }
 
 static int on_frame(struct mig_target *t, const struct mig_frame *f, bool *ret_commit, struct mig_error *err)
@@ -443,14 +438,14 @@ static int serve(struct mig_target *t, struct mig_error *err)
     int r = 0;
 
     while (r == 0 && !commit) {
-        r = mig_receive(control(t), &f, err);
+        r = mig_receive(mig_target_control(t), &f, err);
         if (r == 0)
             r = on_frame(t, &f, &commit, err);
     }
     if (r < 0 && r != -EPERM && r != -ECONNRESET) {
         struct mig_error unheard = {""};
 
-        (void)mig_send_frame(control(t), MIG_FAILED, err->text, strlen(err->text), &unheard);
+        (void)mig_send_frame(mig_target_control(t), MIG_FAILED, err->text, strlen(err->text), &unheard);
     }
     return r;
 }
@@ -476,7 +471,7 @@ static int run_guest(struct mig_target *t, struct mig_error *err)
     if (r < 0)
         return mig_error(err, r, "the daemon is ending");
     /* The guest is here, whether the source hears of it or not. */
-    (void)mig_send_u64(control(t), MIG_RUNNING, clock_ns() - start, &unheard);
+    (void)mig_send_u64(mig_target_control(t), MIG_RUNNING, clock_ns() - start, &unheard);
     return 0;
 }
 

@@ -37,7 +37,6 @@
 struct absent {
     struct mem *mem;
     const struct mem_slot *slots;
-    unsigned int slot_count;
     absent_want *want;
     void *opaque;
     int fd, wake;
@@ -434,12 +433,13 @@ static int build(struct absent *a)
 int absent_new(struct mem *mem, absent_want *want, void *opaque, struct absent **ret)
 {
     struct absent *a = calloc(1, sizeof(*a));
+    unsigned int n;
     int r;
 
     if (!a)
         return -ENOMEM;
     *a = (struct absent){.mem = mem, .want = want, .opaque = opaque, .fd = -1, .wake = -1};
-    a->slots = mem_slots(mem, &a->slot_count);
+    a->slots = mem_slots(mem, &n);
     r = build(a);
     if (r < 0) {
         absent_free(a);
