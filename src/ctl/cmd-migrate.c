@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/size.h"
+#include "base/util.h"
 #include "ctl/answer.h"
 #include "ctl/ctl.h"
 #include "ctl/dirty-client.h"
@@ -16,15 +17,14 @@
 #include "ctl/progress.h"
 #include "ctl/table.h"
 #include "ctl/term.h"
+#include "migrate/forecast.h"
+#include "mmu/types.h"
 
 #define POLL_MS 100
 #define PLAN_SECONDS 1
 #define PLAN_POLL_MS 50
-#define PLAN_ROUNDS 50
 /* How many of those who write are named. */
 #define PLAN_WHO 3
-/* What a switchover takes without pages. */
-#define PLAN_OVERHEAD_MS 2.0
 
 static const char *status_of(const json_t *report)
 {
@@ -326,39 +326,13 @@ static void print_who(const json_t *spaces)
     }
 }
 
-struct plan {
-    double memory, bandwidth, dirty; /* bytes; bytes a second */
-    double limit_ms;
-    double seconds, downtime_ms;
-    bool converges;
-    int rounds;
-};
-
-/* Rounds as the daemon would make them, over all of memory first. */
-static void make_plan(struct plan *p)
-{
-    double left = p->memory, fits = p->bandwidth * MAX(p->limit_ms - PLAN_OVERHEAD_MS, 0.0) / 1e3;
-
-    for (p->rounds = 1; p->rounds < PLAN_ROUNDS; p->rounds++) {
-        double t = left / p->bandwidth, next = MIN(p->dirty * t, p->memory);
-
-        p->seconds += t;
-        p->converges = next <= fits;
-        if (p->converges || next >= left) {
-            left = next;
-            break;
-        }
-        left = next;
-    }
-    p->downtime_ms = PLAN_OVERHEAD_MS + left / p->bandwidth * 1e3;
-}
-
 static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
 {
     _cleanup_json_ json_t *memory = NULL, *parameters = NULL, *spaces = NULL;
-    struct plan p = {0};
+    struct mig_trend trend = {.throughput = w->bandwidth, .last_ns = UINT64_MAX};
+    struct mig_forecast f;
     char dirty[FMT_MAX], bandwidth[FMT_MAX];
-    uint64_t mib = 0;
+    uint64_t mib = 0, limit_ms;
     int r;
 
     if (w->bandwidth == UINT64_MAX || w->bandwidth == 0)
@@ -370,31 +344,34 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
         r = measure_who(ctl, c, &mib, &spaces);
     if (r)
         return r;
-    p.memory = (double)answer_u64(memory, "base-memory");
-    p.bandwidth = (double)w->bandwidth;
-    p.dirty = (double)mib * 1048576;
-    p.limit_ms = w->downtime_ms != UINT64_MAX ? (double)w->downtime_ms : (double)answer_u64(parameters, "downtime-limit");
-    make_plan(&p);
+    /* Over all of memory first. */
+    trend.memory = trend.pending = bytes_to_pages(answer_u64(memory, "base-memory"));
+    trend.dirty_rate = bytes_to_pages(mib * MiB);
+    limit_ms = w->downtime_ms != UINT64_MAX ? w->downtime_ms : answer_u64(parameters, "downtime-limit");
+    trend.limit_ns = limit_ms * NSEC_PER_MSEC;
+    f = mig_forecast(&trend);
     if (ctl->output == CTL_JSON) {
         _cleanup_json_ json_t *o = json_object_new_object();
 
-        json_add_bool(o, "converges", p.converges);
-        json_add_double(o, "seconds", p.seconds);
-        json_add_double(o, "downtime-ms", p.downtime_ms);
-        json_add_i64(o, "rounds", p.rounds);
-        json_add_u64(o, "dirty-bytes-per-second", (uint64_t)p.dirty);
+        json_add_bool(o, "converges", f.converges);
+        if (f.converges)
+            json_add_double(o, "seconds", (double)f.end_ns / (double)NSEC_PER_SEC);
+        json_add_double(o, "downtime-ms", (double)f.final_ns / (double)NSEC_PER_MSEC);
+        json_add_i64(o, "rounds", f.rounds);
+        json_add_u64(o, "dirty-bytes-per-second", mib * MiB);
         if (spaces)
             json_add(o, "spaces", json_object_get(spaces));
         ctl_print_json(o);
         return CTL_DONE;
     }
-    printf("%s: at %s, with %s written by the guest:\n", ctl->vm, fmt_rate(p.bandwidth, bandwidth, sizeof(bandwidth)),
-           fmt_rate(p.dirty, dirty, sizeof(dirty)));
-    if (p.converges)
-        printf("  at most %.2f s, %d round%s, downtime %.1f ms (limit %.0f ms)\n", p.seconds, p.rounds,
-               p.rounds == 1 ? "" : "s", p.downtime_ms, p.limit_ms);
+    printf("%s: at %s, with %s written by the guest:\n", ctl->vm, fmt_rate((double)w->bandwidth, bandwidth, sizeof(bandwidth)),
+           fmt_rate((double)(mib * MiB), dirty, sizeof(dirty)));
+    if (f.converges)
+        printf("  at most %.2f s, %u round%s, downtime %.1f ms (limit %llu ms)\n", (double)f.end_ns / (double)NSEC_PER_SEC, f.rounds,
+               f.rounds == 1 ? "" : "s", (double)f.final_ns / (double)NSEC_PER_MSEC, (unsigned long long)limit_ms);
     else
-        printf("  does not converge: downtime %.0f ms, the limit is %.0f ms\n", p.downtime_ms, p.limit_ms);
+        printf("  does not converge: downtime %.0f ms, the limit is %llu ms\n", (double)f.final_ns / (double)NSEC_PER_MSEC,
+               (unsigned long long)limit_ms);
     print_who(spaces);
     return CTL_DONE;
 }

@@ -24,6 +24,7 @@
 #include "daemon/qmp-server.h"
 #include "daemon/rundir.h"
 #include "daemon/service.h"
+#include "mmu/mem.h"
 #include "vcpu/host.h"
 
 #define EXIT_HOST 1
@@ -149,6 +150,7 @@ static int start(struct daemon *d)
         .on_event = on_machine_event, .on_end = on_machine_end, .opaque = d};
     int r;
 
+    mem_init_process();
     d->events = create_event_base();
     if (!d->events)
         return -ENOMEM;

@@ -3,8 +3,9 @@
 
 #include "base/clock.h"
 #include "base/json.h"
-#include "daemon/migration-internal.h"
+#include "base/log.h"
 #include "base/util.h"
+#include "daemon/migration-internal.h"
 #include "mmu/types.h"
 
 static void add_ram(json_t *to, const struct mig_report *r)
@@ -79,8 +80,9 @@ static void add_rounds(json_t *to, const struct mig_report *r)
     json_add(to, "rounds", list);
 }
 
-static void add_forecast(json_t *to, const struct mig_forecast *f)
+static void add_forecast(json_t *to, const struct mig_report *r)
 {
+    const struct mig_forecast *f = &r->forecast;
     json_t *o;
 
     if (!f->valid)
@@ -89,9 +91,9 @@ static void add_forecast(json_t *to, const struct mig_forecast *f)
     json_add_bool(o, "converges", f->converges);
     json_add_u64(o, "downtime", f->downtime_ns / NSEC_PER_MSEC);
     if (f->converges)
-        json_add_u64(o, "time", f->converge_ns / NSEC_PER_MSEC);
-    if (f->who[0])
-        json_add_str(o, "who", f->who);
+        json_add_u64(o, "time", f->end_ns / NSEC_PER_MSEC);
+    if (r->who[0])
+        json_add_str(o, "who", r->who);
     json_add(to, "forecast", o);
 }
 
@@ -133,7 +135,7 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
     add_compression(o, r);
     add_downtime(o, &r->downtime);
     add_rounds(o, r);
-    add_forecast(o, &r->forecast);
+    add_forecast(o, r);
     add_plan(o, &r->plan);
     if (r->postcopy_ns) {
         json_add_u64(o, "postcopy-time", r->postcopy_ns / NSEC_PER_MSEC);
@@ -146,4 +148,31 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
         json_push(blockers, json_object_new_string(blocker));
     json_add(o, "blockers", blockers);
     return o;
+}
+
+static void log_end(const struct mig_report *r)
+{
+    char plan[80] = "";
+
+    if (r->plan.valid && r->plan.converges)
+        snprintf(plan, sizeof(plan), " (foreseen: %llu ms, %llu us)", (unsigned long long)(r->plan.total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->plan.downtime_ns / NSEC_PER_USEC));
+    else if (r->plan.valid)
+        snprintf(plan, sizeof(plan), " (foreseen: no end)");
+    if (r->status == MIG_STATUS_COMPLETED)
+        log_info("migration: completed in %llu ms, downtime %llu us%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
+                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC), plan);
+    else if (r->status == MIG_STATUS_FAILED)
+        log_err("migration: failed: %s", r->why);
+    else if (r->status == MIG_STATUS_CANCELLED)
+        log_info("migration: cancelled");
+}
+
+void migration_tell(struct migration *mg, const struct mig_report *r)
+{
+    json_t *data = json_object_new_object();
+
+    json_add_str(data, "status", mig_status_name(r->status));
+    mg->observer.on_event(mg->observer.opaque, "MIGRATION", data);
+    log_end(r);
 }

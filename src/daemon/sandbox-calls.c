@@ -68,7 +68,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("timerfd_settime", M | V | I, "alarms of the clock and the power management timer"),
     CALL("io_uring_enter", I | V | M, "disks"),
     CALL("memfd_create", M, "bitmaps of dirty pages for clients"),
-    CALL("fchmod", M | X, "guest memory is handed out for reading only, snapshots"),
+    CALL("fchmod", M | X, "guest memory is handed out for reading only, sockets of one user or group"),
     CALL("dup", M, "descriptors for clients"),
 
     /* Files: which ones is landlock's business. */

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "migrate/forecast.h"
+
 #define MIG_WHY_MAX 4096
 #define MIG_WHO_MAX 512
 /* Rounds that are kept: the newest. */
@@ -49,15 +51,6 @@ struct mig_round {
     uint64_t throughput; /* bytes of memory a second, before they are packed */
 };
 
-struct mig_forecast {
-    bool valid;
-    bool converges;
-    uint64_t downtime_ns;  /* if switched over now */
-    uint64_t converge_ns;  /* until the downtime limit can be kept; when it converges */
-    uint64_t final_ns;     /* the downtime then */
-    char who[MIG_WHO_MAX]; /* who writes the most, when it does not and that is known */
-};
-
 /* What was foreseen when the first round had been measured, to be held against what came. */
 struct mig_plan {
     bool valid;
@@ -92,22 +85,10 @@ struct mig_report {
     uint64_t harvest_ns;       /* spent on the dirty log, all rounds */
     uint64_t expected_downtime_ns;
     struct mig_forecast forecast;
+    char who[MIG_WHO_MAX];     /* who writes the most, when it does not converge and that is known */
     struct mig_plan plan;
     struct mig_downtime downtime;
     struct mig_round rounds[MIG_KEEP_ROUNDS]; /* round i (from 0) at i % MIG_KEEP_ROUNDS */
 };
-
-/* -- forecast: from measured figures only -- */
-
-struct mig_trend {
-    uint64_t pending;      /* pages */
-    uint64_t dirty_rate;   /* pages a second */
-    uint64_t throughput;   /* bytes a second */
-    uint64_t overhead_ns;  /* of a switchover without pages */
-    uint64_t limit_ns;     /* downtime limit */
-};
-
-/* Without `who`. valid is false while there is no throughput. */
-struct mig_forecast mig_forecast(const struct mig_trend *t);
 
 #endif

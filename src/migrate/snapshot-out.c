@@ -111,9 +111,13 @@ static void remove_files(const struct snapshot_out *out)
         unlinkat(out->fd, file_names[i], 0);
 }
 
+/*
+ * Nobody is meant to write to it again, and it is made like that: a change of the mode at the end would have every fsync wait for
+ * the journal once more.
+ */
 static int create_file(struct snapshot_out *out, const char *name)
 {
-    int fd = openat(out->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int fd = openat(out->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0400);
 
     return fd < 0 ? fail(out, -errno, name) : fd;
 }
@@ -358,12 +362,9 @@ void snapshot_trailer_make(uint8_t trailer[SNAPSHOT_TRAILER_SIZE], const char *i
     le32_put(trailer + 24 + SNAPSHOT_ID_LEN, crc32c(0, trailer, 24 + SNAPSHOT_ID_LEN));
 }
 
-/* Nobody is meant to write to it again. */
-static int finish_file(struct snapshot_out *out, int fd, const char *name)
+static int sync_file(struct snapshot_out *out, int fd, const char *name)
 {
-    if (fchmod(fd, 0400) < 0 || fsync(fd) < 0)
-        return fail(out, -errno, name);
-    return 0;
+    return fsync(fd) < 0 ? fail(out, -errno, name) : 0;
 }
 
 /* A small file as a whole. *ret_fd is open and not yet synced, so that all of them wait for the disk together. */
@@ -449,13 +450,13 @@ int snapshot_out_commit(struct snapshot_out *out, struct snapshot_meta *meta, co
     if (r == 0)
         r = write_meta(out, meta, &meta_fd);
     if (r == 0)
-        r = finish_file(out, out->memory_fd, SNAPSHOT_MEMORY);
+        r = sync_file(out, out->memory_fd, SNAPSHOT_MEMORY);
     if (r == 0)
-        r = finish_file(out, state_fd, SNAPSHOT_STATE);
+        r = sync_file(out, state_fd, SNAPSHOT_STATE);
     if (r == 0)
-        r = finish_file(out, pages_fd, SNAPSHOT_PAGES);
+        r = sync_file(out, pages_fd, SNAPSHOT_PAGES);
     if (r == 0)
-        r = finish_file(out, meta_fd, SNAPSHOT_META);
+        r = sync_file(out, meta_fd, SNAPSHOT_META);
     if (r == 0) {
         r = sync_dir(out->fd);
         if (r < 0)

@@ -35,7 +35,7 @@
  */
 #define ASIDE_PAGES_MIN 2048u
 #define ASIDE_PAGES_MAX 65536u
-#define ASIDE_PAGES_READY 128u
+#define ASIDE_PAGES_READY 32u
 
 /* What the thread asks of the main thread. */
 enum call {
@@ -682,7 +682,6 @@ static int start_thread(struct snapshotter *s, const struct snapshot_request *re
         s->status = (struct snapshot_status){.phase = SNAPSHOT_NONE};
         return fail(s, r, "snapshot: thread");
     }
-    pthread_setname_np(s->thread, "snapshot");
     s->running = true;
     return 0;
 }

@@ -14,11 +14,8 @@
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
-/* The next harvest comes when this part of a round is left, and not sooner than so many ns after the last. */
+/* The next harvest comes when this part of a round is left. */
 #define ROUND_REST 16
-#define ROUND_MIN_NS (1 * NSEC_PER_MSEC)
-/* What a switchover takes without pages, until one was measured. */
-#define OVERHEAD_NS (2 * NSEC_PER_MSEC)
 /* Rounds without getting nearer to the limit after which the strategy is asked. */
 #define PATIENCE_ROUNDS 2
 #define PATIENCE_NS (500 * NSEC_PER_MSEC)
@@ -72,7 +69,7 @@ int mig_rounds_begin(struct mig_source *s, struct mig_error *err)
 /* Pages that one downtime has room for. */
 static uint64_t budget_pages(const struct mig_source *s, uint64_t throughput)
 {
-    uint64_t limit = s->parameters.downtime_limit_ns > OVERHEAD_NS ? s->parameters.downtime_limit_ns - OVERHEAD_NS : 0;
+    uint64_t limit = s->parameters.downtime_limit_ns > MIG_OVERHEAD_NS ? s->parameters.downtime_limit_ns - MIG_OVERHEAD_NS : 0;
 
     return bytes_to_pages((uint64_t)((unsigned __int128)throughput * limit / NSEC_PER_SEC));
 }
@@ -112,7 +109,11 @@ static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64
 {
     uint64_t sent = mig_bytes_moved(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
     struct mig_report *r = &s->report;
-    struct mig_trend t = {.limit_ns = s->parameters.downtime_limit_ns, .overhead_ns = OVERHEAD_NS};
+    struct mig_trend t = {
+        .memory = bytes_to_pages(r->memory),
+        .limit_ns = s->parameters.downtime_limit_ns,
+        .last_ns = r->expected_downtime_ns ? r->expected_downtime_ns : UINT64_MAX,
+    };
     struct mig_round *round = &r->rounds[(r->passes - 1) % MIG_KEEP_ROUNDS];
 
     *round = (struct mig_round){
@@ -135,28 +136,30 @@ static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64
 static bool make_forecast(struct mig_source *s, const struct mig_trend *t)
 {
     struct mig_forecast f = mig_forecast(t);
+    char who[MIG_WHO_MAX] = "";
     uint64_t now = clock_ns();
     bool fits;
 
     if (!f.valid || f.converges) {
         s->who_ns = 0;
     } else if (s->config.ops->who && (s->who_ns == 0 || now - s->who_ns >= WHO_INTERVAL_NS)) {
-        s->config.ops->who(s->config.opaque, &s->before, f.who, sizeof(f.who));
+        s->config.ops->who(s->config.opaque, &s->before, who, sizeof(who));
         s->who_ns = now;
     } else {
         /* Written by this thread only. */
-        memcpy(f.who, s->report.forecast.who, sizeof(f.who));
+        memcpy(who, s->report.who, sizeof(who));
     }
     pthread_mutex_lock(&s->lock);
     s->report.rounds[(s->report.passes - 1) % MIG_KEEP_ROUNDS].held = s->held.pages;
     s->report.held = s->held.pages;
     s->report.passes++;
     s->report.forecast = f;
+    memcpy(s->report.who, who, sizeof(who));
     if (f.valid && !s->report.plan.valid)
         s->report.plan = (struct mig_plan){
             .valid = true,
             .converges = f.converges,
-            .total_ns = f.converges ? now - s->started_ns + f.converge_ns + f.final_ns : 0,
+            .total_ns = f.converges ? now - s->started_ns + f.end_ns : 0,
             .downtime_ns = f.converges ? f.final_ns : f.downtime_ns,
         };
     s->report.expected_downtime_ns = f.downtime_ns;
@@ -199,7 +202,7 @@ static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err
 /* Wait out the shortest round, so that a guest that writes little is not harvested without end. */
 static void rest(struct mig_source *s)
 {
-    uint64_t until = s->round_ns + ROUND_MIN_NS;
+    uint64_t until = s->round_ns + MIG_ROUND_MIN_NS;
     struct timespec ts = {.tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC)};
 
     pthread_mutex_lock(&s->lock);
@@ -261,15 +264,6 @@ static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *
                      throttled, s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
 }
 
-/*
- * What fits into the limit may still be mostly pages that only wait for their turn. They have to go out in any case, so it
- * costs nothing to let the guest run meanwhile: stop when a round no longer halves the downtime.
- */
-static bool good_enough(uint64_t downtime_ns, uint64_t last_ns)
-{
-    return downtime_ns <= 2 * OVERHEAD_NS || downtime_ns > last_ns / 2;
-}
-
 /* What was sent may wait in buffers on the way, and would count as downtime: wait until the target has it. */
 static int flush(struct mig_source *s, struct mig_error *err)
 {
@@ -329,7 +323,7 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
         r = run_round(s, &fits, err);
         if (r < 0 || (fits && flushed))
             break;
-        good = fits && good_enough(s->report.expected_downtime_ns, last);
+        good = fits && mig_good_enough(s->report.expected_downtime_ns, last);
         enough = !good && out_of_patience(&patience, s->report.expected_downtime_ns);
         flushed = good || (fits && enough);
         if (flushed) {

@@ -92,6 +92,16 @@ static int membarrier(int cmd)
     return (int)syscall(SYS_membarrier, cmd, 0, 0);
 }
 
+static int register_membarrier(void)
+{
+    return membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
+}
+
+void mem_init_process(void)
+{
+    (void)register_membarrier();
+}
+
 static uint64_t huge_pages_value(const char *name)
 {
     _cleanup_free_ char *text = NULL;
@@ -241,7 +251,7 @@ static int map_notes(struct mem *mem)
         mem->notes[i].map = p + i * words;
         mem->notes[i].summary = mem->notes[i].map + mem->note_words;
     }
-    mem->writers_fence = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) < 0;
+    mem->writers_fence = register_membarrier() < 0;
     return 0;
 }
 

@@ -63,6 +63,12 @@ struct mem_slot {
 };
 
 /*
+ * What mem_new asks of the kernel for the whole process. With a second thread about, the kernel makes it wait until every CPU has
+ * been through the scheduler, which takes milliseconds: call it before there is one, or leave it to mem_new.
+ */
+void mem_init_process(void);
+
+/*
  * Create guest memory, all zeros. -EINVAL (size), -ENOMEM (also: too few huge pages), or -errno of memfd_create,
  * ftruncate, mmap or madvise; the reason is logged. Call it before threads that write guest memory exist.
  */

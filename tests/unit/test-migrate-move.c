@@ -488,7 +488,7 @@ static void test_gives_up_and_says_who(void **state)
     r = wait_source(&w);
     assert_int_equal(r.status, MIG_STATUS_FAILED);
     assert_memory_equal(r.why, "it does not converge: the guest writes", 38);
-    assert_string_equal(r.forecast.who, "the one with some pages");
+    assert_string_equal(r.who, "the one with some pages");
     assert_false(r.forecast.converges || w.stopped);
     /* Once a second at most: it costs a look at all page tables. */
     assert_in_range(atomic_load(&w.who_asked), 1, 1 + r.total_ns / NSEC_PER_SEC);

@@ -418,22 +418,42 @@ static void test_untouched(void **state)
 static void test_forecast(void **state)
 {
     /* 1 GB/s is 244140 pages a second. */
-    struct mig_trend t = {.pending = 24414, .throughput = 1000000000, .limit_ns = 10 * NSEC_PER_MSEC,
-                          .overhead_ns = 2 * NSEC_PER_MSEC};
+    struct mig_trend t = {.pending = 24414, .memory = 262144, .throughput = 1000000000, .limit_ns = 10 * NSEC_PER_MSEC,
+                          .last_ns = UINT64_MAX};
     struct mig_forecast f = mig_forecast(&t);
 
+    /* A round that takes all, one in which nothing is left to do, and the switchover. */
     assert_true(f.valid && f.converges);
     assert_in_range(f.downtime_ns, 101 * NSEC_PER_MSEC, 103 * NSEC_PER_MSEC);
-    assert_in_range(f.converge_ns, 99 * NSEC_PER_MSEC, 101 * NSEC_PER_MSEC);
-    /* Half as fast as they go out: 100 + 50 + 25 + 12.5 ms, and 6.25 remain. */
+    assert_in_range(f.end_ns, 102 * NSEC_PER_MSEC, 104 * NSEC_PER_MSEC);
+    assert_int_equal(f.rounds, 2);
+    assert_int_equal(f.final_ns, MIG_OVERHEAD_NS);
+    /* Half as fast as they go out: 100 + 50 + 25 + 12.5 ms until 2 + 6.25 are in the limit, and no less than half of 2 + 12.5. */
     t.dirty_rate = 122070;
     f = mig_forecast(&t);
     assert_true(f.converges);
-    assert_in_range(f.converge_ns, 186 * NSEC_PER_MSEC, 189 * NSEC_PER_MSEC);
-    t.dirty_rate = 244141;
-    assert_false(mig_forecast(&t).converges);
+    assert_in_range(f.end_ns, 198 * NSEC_PER_MSEC, 202 * NSEC_PER_MSEC);
+    assert_in_range(f.final_ns, 5 * NSEC_PER_MSEC, 6 * NSEC_PER_MSEC);
+    /* Inside a limit that is not tight it goes on all the same. */
+    t.limit_ns = 300 * NSEC_PER_MSEC;
+    t.dirty_rate = 24414;
+    f = mig_forecast(&t);
+    assert_true(f.converges);
+    assert_in_range(f.final_ns, 2 * NSEC_PER_MSEC, 3 * NSEC_PER_MSEC);
+    /* More than go out: where it stands is within this limit, where it would get is not. */
+    t.dirty_rate = 2441400;
+    f = mig_forecast(&t);
+    assert_false(f.converges);
+    /* No more than all of memory. */
     t.dirty_rate = UINT64_MAX;
-    assert_false(mig_forecast(&t).converges);
+    f = mig_forecast(&t);
+    assert_false(f.converges);
+    assert_in_range(f.final_ns, 1073 * NSEC_PER_MSEC, 1079 * NSEC_PER_MSEC);
+    t.memory = 2000;
+    assert_true(mig_forecast(&t).converges);
+    /* The same pages again and again. */
+    t.memory = 262144;
+    t.dirty_rate = 100000;
     t.pending = 100;
     assert_true(mig_forecast(&t).converges);
     t.limit_ns = 1;

@@ -82,7 +82,8 @@ static void test_manual_events(void **state)
     } sources[] = {
         {"src/daemon/machine.c", "emit(m, \""},
         {"src/daemon/machine-balloon.c", "emit(m, \""},
-        {"src/daemon/migration.c", "observer.opaque, \""},
+        {"src/daemon/migration-report.c", "observer.opaque, \""},
+        {"src/daemon/migration-source.c", "observer.opaque, \""},
         {"src/daemon/qmp-snapshot.c", "qmp_server_event(q->server, \""},
     };
     _cleanup_free_ char *manual = read_source("man/umbra-control.7");
