@@ -46,20 +46,6 @@ migrate_capability() { # NAME CAPABILITY STATE
         '{capabilities: [{capability: $c, state: $s}]}')" >/dev/null
 }
 
-# ram_file PID: the path of a daemon's RAM.
-ram_file() {
-    local fd
-    for fd in /proc/"$1"/fd/*; do
-        case $(readlink "$fd") in
-        */memfd:umbra-ram*)
-            echo "$fd"
-            return
-            ;;
-        esac
-    done
-    return 1
-}
-
 same_ram() { # PID PID
     cmp "$(ram_file "$1")" "$(ram_file "$2")"
 }

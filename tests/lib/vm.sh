@@ -117,6 +117,36 @@ vm_run() {
     vm_ask "$1" "$2" '^umbra-guest: exit [0-9]+' "$3" && return "${vm_line##* }"
 }
 
+# ram_file PID: the path of a daemon's RAM.
+ram_file() {
+    local fd
+    for fd in /proc/"$1"/fd/*; do
+        case $(readlink "$fd") in
+        */memfd:umbra-ram*)
+            echo "$fd"
+            return
+            ;;
+        esac
+    done
+    return 1
+}
+
+# vm_silent NAME PROCESS: what is known of a VM whose guest does not answer: whether it runs, exits, is interrupted, what its threads
+# do, and what its kernel has to say, which may not be on the console. Where results are kept, all of its state, too.
+vm_silent() {
+    local i task
+    for i in 1 2; do
+        diag "$1: $(qmp "$1" query-status | jq -r .status), $(qmp "$1" query-stats '{"target": "vcpu"}' |
+            jq -c '[.[] | [.stats[] | select(.name | test("^(exits|halt_exits|halt_wakeup|irq_injections|irq_exits)$")) | "\(.name) \(.value)"] | join(", ")]')"
+        for task in "/proc/$2/task"/*; do
+            diag "$(cat "$task/comm"): $(awk '{ print "state", $3 ", ticks", $14, $15 }' "$task/stat"), $(cat "$task/wchan")"
+        done
+        sleep 3
+    done
+    grep -aoE '(watchdog: BUG|rcu: INFO|INFO: task|BUG: )[ -~]{0,150}' "$(ram_file "$2")" | sort -u | tail -n 10 | diag
+    [ -z "${UMBRA_RESULTS:-}" ] || "$VMCTL" --runtime-dir "$run" snapshot "$1" "$UMBRA_RESULTS/$1" || diag "no snapshot"
+}
+
 # qmp NAME COMMAND [ARGUMENTS]: the value of "return", compact; fails with the error's text on stderr.
 qmp() {
     local request
