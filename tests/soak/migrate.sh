@@ -44,6 +44,15 @@ whole() { # NAME: the guest answers there, and its memory is what it was
     vm_ask "$1" check '^check pages=' 30 && [ "$vm_line" = "$sum" ]
 }
 
+# look NAME PROCESS: counts in $damaged a guest that has other memory, or does not answer, and says which.
+look() {
+    whole "$1" && return
+    damaged=$((damaged + 1))
+    diag "move $i, $delay s: $1 said \"$vm_line\", wanted \"$sum\""
+    vm_silent "$1" "$2"
+    tail -n 5 "$tap_dir/$1.log" "$tap_dir/$1.console" | diag
+}
+
 # -- back and forth --
 new_source
 moved=0 longest=0
@@ -94,7 +103,7 @@ for ((i = 0; i < KILLS; i++)); do
             [ "$here" = postmigrate ] || forgotten=$((forgotten + 1))
         elif [ "$here" = running ]; then
             stayed=$((stayed + 1))
-            whole "$source" || damaged=$((damaged + 1))
+            look "$source" "$source_pid"
         elif [ "$here" = postmigrate ] && qmp "$source" query-migrate | jq -r '."error-desc"' | grep -q 'may be running there'; then
             nowhere=$((nowhere + 1)) # killed between commit and running
         else
@@ -113,7 +122,7 @@ for ((i = 0; i < KILLS; i++)); do
         forget "$source"
         if wait_until 30 gone_or "$target_pid" vm_is "$target" running && ! gone "$target_pid"; then
             gone=$((gone + 1))
-            whole "$target" || damaged=$((damaged + 1))
+            look "$target" "$target_pid"
             source=$target source_pid=$target_pid
         else
             nowhere=$((nowhere + 1)) # the guest died with its source
