@@ -105,14 +105,14 @@ static void sort_fresh(struct mig_source *s, uint64_t room)
 }
 
 /* Figures of the round that ended with the newest harvest. */
-static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64_t dirtied)
+static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64_t dirtied, uint64_t last_ns)
 {
     uint64_t sent = mig_bytes_moved(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
     struct mig_report *r = &s->report;
     struct mig_trend t = {
         .memory = bytes_to_pages(r->memory),
         .limit_ns = s->parameters.downtime_limit_ns,
-        .last_ns = r->expected_downtime_ns ? r->expected_downtime_ns : UINT64_MAX,
+        .last_ns = last_ns,
     };
     struct mig_round *round = &r->rounds[(r->passes - 1) % MIG_KEEP_ROUNDS];
 
@@ -168,8 +168,11 @@ static bool make_forecast(struct mig_source *s, const struct mig_trend *t)
     return fits;
 }
 
-/* One round: harvest when little is left, sort, add. *ret_fits: what is pending fits into the downtime limit. */
-static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err)
+/*
+ * One round: harvest when little is left, sort, add. last_ns: as in mig_trend; *ret_fits: what is pending fits into the downtime
+ * limit.
+ */
+static int run_round(struct mig_source *s, uint64_t last_ns, bool *ret_fits, struct mig_error *err)
 {
     uint64_t now, dirtied, throughput;
     struct mig_trend t;
@@ -184,7 +187,7 @@ static int run_round(struct mig_source *s, bool *ret_fits, struct mig_error *err
     now = clock_ns();
     dirtied = s->fresh.pages;
     pthread_mutex_lock(&s->lock);
-    t = measure_round(s, now, dirtied);
+    t = measure_round(s, now, dirtied, last_ns);
     throughput = t.throughput;
     pthread_mutex_unlock(&s->lock);
     s->round_ns = now;
@@ -320,7 +323,7 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
             s->put_off = true;
             break;
         }
-        r = run_round(s, &fits, err);
+        r = run_round(s, last, &fits, err);
         if (r < 0 || (fits && flushed))
             break;
         good = fits && mig_good_enough(s->report.expected_downtime_ns, last);

@@ -25,6 +25,8 @@ lan=lan$$
 spaces=(a$$ b$$) # each host's
 img=$tap_dir/disk.img
 machine=(--memory 128M --cpus 2 --disk "$img" --net tap,ifname=un0,mac=52:54:00:75:6d:62)
+# For vm_silent.
+machine+=(${UMBRA_RESULTS:+--snapshot-dir "$UMBRA_RESULTS"})
 
 # -- two hosts and a switch ---------------------------------------------------
 
@@ -72,7 +74,7 @@ start_on() {
     local host=$1 name=$2
     shift 2
     UMBRA_SPACE=${spaces[host]} vm_start "$name" --kernel "$UMBRA_KERNEL" --initrd "$UMBRA_INITRD" --console socket \
-        --cmdline "console=ttyS0 quiet umbra.run=serve umbra.modules=$disk_modules,$net_modules" "${machine[@]}" ${UMBRA_RESULTS:+--snapshot-dir "$UMBRA_RESULTS"} "$@"
+        --cmdline "console=ttyS0 quiet umbra.run=serve umbra.modules=$disk_modules,$net_modules" "${machine[@]}" "$@"
     vm_console "$name"
     inside "${spaces[host]}" sh -c 'echo 1 >/proc/sys/net/ipv6/conf/un0/disable_ipv6' 2>/dev/null
     ip -n "${spaces[host]}" link set un0 master bridge up || bail "$name has no tap"
