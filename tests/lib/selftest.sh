@@ -1,5 +1,5 @@
 #!/bin/bash
-# Test what the tests stand on: tap.sh, wait.sh and install-packages.
+# Test what the tests stand on: tap.sh, wait.sh, vm.sh's reading of a console, and install-packages.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/tap.sh" || exit 1
@@ -76,6 +76,17 @@ else
     skip "a socket is waited for" "socat is missing"
     skip "a socket that does not come" "socat is missing"
 fi
+
+# A console as vm_expect reads it.
+. "$here/vm.sh" || exit 1
+printf 'said: one\r\nsaid: tw' >"$tap_dir/said.console"
+check "a line of a console is waited for" vm_expect said '^said:' 1
+is "$vm_line" "said: one" "and known"
+is "$(vm_expect said '^said:' 1 >/dev/null; echo $?)" 1 "a line that has not come to its end is none"
+printf 'o\r\nsaid: three\r\n' >>"$tap_dir/said.console"
+check "but is one when it has" vm_expect said '^said:' 1
+is "$vm_line" "said: two" "as a whole"
+check "and so is the one behind it" vm_expect said three 1
 
 # install-packages with programs in place of dpkg-query and apt-get: what they are told stands in $tap_dir/calls.
 mkdir "$tap_dir/bin"

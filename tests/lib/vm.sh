@@ -88,13 +88,13 @@ vm_say() { # NAME TEXT
 }
 
 # vm_expect NAME PATTERN SECONDS: wait for a line of the console beyond those that were expected before; it is in $vm_line.
+# A line that has not come to its end is none yet.
 vm_expect() {
-    local var=vm_seen_${1//[^a-zA-Z0-9]/_} file=$tap_dir/$1.console deadline=$((SECONDS + $3)) n
+    local var=vm_seen_${1//[^a-zA-Z0-9]/_} file=$tap_dir/$1.console deadline=$((SECONDS + $3)) found
     while :; do
-        n=$(tail -n +$((${!var:-0} + 1)) "$file" | tr -d '\r' | grep -nE -m 1 -e "$2" | cut -d: -f1)
-        if [ -n "$n" ]; then
-            vm_line=$(tail -n +$((${!var:-0} + n)) "$file" | head -n 1 | tr -d '\r')
-            eval "$var=$((${!var:-0} + n))"
+        if found=$(head -n "$(wc -l <"$file")" "$file" | tail -n +$((${!var:-0} + 1)) | tr -d '\r' | grep -nE -m 1 -e "$2"); then
+            vm_line=${found#*:}
+            eval "$var=$((${!var:-0} + ${found%%:*}))"
             return 0
         fi
         if [ "$SECONDS" -ge "$deadline" ]; then
