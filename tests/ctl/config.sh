@@ -81,7 +81,7 @@ if type -P socat >/dev/null; then
     mkdir "$run/idle"
     # Whoever connects would be heard of.
     socat "UNIX-LISTEN:$run/idle/control.sock,fork" "SYSTEM:echo connected >>$tap_dir/connected" &
-    on_exit kill $!
+    on_exit kill_child $!
     until [ -S "$run/idle/control.sock" ]; do kill -0 $! || break; done
     like "$("$UMBRA_BUILDDIR/src/ctl/vmctl" --runtime-dir "$run" list)" "idle +off" "list: a VM that systemd would start is off"
     "$UMBRA_BUILDDIR/src/ctl/vmctl" --runtime-dir "$run" status 2>"$tap_dir/err"

@@ -43,7 +43,7 @@ for backend in bitmap ring; do
     mkfifo "$tap_dir/$vm.hold"
     exec {hold}<>"$tap_dir/$vm.hold"
     "$VMCTL" --runtime-dir "$run" qmp $vm <&"$hold" >"$tap_dir/$vm.events" 2>/dev/null &
-    on_exit vm_kill $!
+    on_exit kill_child $!
     printf '{"execute":"query-name"}\n' >&"$hold"
     wait_for_line "$tap_dir/$vm.events" '"name"' 20
     for n in 1 500 1000 1500 2000 2500; do

@@ -70,7 +70,7 @@ before=$(allocated "$pid")
 mkfifo "$tap_dir/hold"
 exec {hold}<>"$tap_dir/hold"
 "$VMCTL" --runtime-dir "$run" qmp em <&"$hold" >"$tap_dir/events" 2>/dev/null &
-on_exit vm_kill $!
+on_exit kill_child $!
 printf '{"execute":"query-name"}\n' >&"$hold"
 check "somebody listens to events" wait_for_line "$tap_dir/events" '"name"' 20
 begun=$SECONDS
@@ -101,7 +101,7 @@ exits() {
 mkfifo "$tap_dir/em.in2"
 exec {hvc}<>"$tap_dir/em.in2"
 socat - "UNIX-CONNECT:$run/em/virtio-console.sock" <&"$hvc" >"$tap_dir/hvc0" 2>/dev/null &
-on_exit vm_kill $!
+on_exit kill_child $!
 vm_run em 'stty -F /dev/hvc0 raw -echo; echo over-hvc0 >/dev/hvc0; (head -n 1 /dev/hvc0 >/tmp/got) &' 30
 check "text comes out of hvc0" wait_for_line "$tap_dir/hvc0" '^over-hvc0' 20
 echo typed-here >&"$hvc"

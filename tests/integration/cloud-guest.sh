@@ -60,7 +60,7 @@ guest 120 'cat /root/file' >"$tap_dir/back"
 check "and back" cmp "$tap_dir/file" "$tap_dir/back"
 
 httpd -f -p 10.99.0.1:8000 -h "$tap_dir/image/packages" &
-on_exit vm_kill $!
+on_exit kill_child $!
 guest 200 'apt-get -q update && apt-get -q -y install umbra-hello' >"$tap_dir/apt" 2>&1 || diag "$(tail -n 20 "$tap_dir/apt")"
 is "$(guest 30 'dpkg-query -W umbra-hello; stat -c %s /usr/share/umbra-hello/file')" $'umbra-hello\t1\n2097152' "a package is installed"
 

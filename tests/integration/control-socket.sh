@@ -81,7 +81,7 @@ idle_client() { # FIFO: a client that sends what is written to the FIFO and read
     mkfifo "$1"
     socat -u "OPEN:$1,rdwr" "UNIX-CONNECT:$sock" &
     clients+=($!)
-    on_exit vm_kill $!
+    on_exit kill_child $!
 }
 for ((i = 0; i < 64; i++)); do idle_client "$tap_dir/client-$i"; done
 refused() {
@@ -92,12 +92,12 @@ is "$(ask "$ro" '{"execute":"query-status"}' | jq -r .return.status)" running "t
 # One of them sends without end.
 { printf '{"execute":"qmp_capabilities"}'; exec yes '{"execute":"query-commands"}'; } >"$tap_dir/client-0" 2>/dev/null &
 flood=$!
-on_exit vm_kill $flood
+on_exit kill_child $flood
 status_of_all() {
     for ((i = 0; i < 20; i++)); do ask "$ro" '{"execute":"query-status"}' | jq -r .return.status; done | sort | uniq -c | tr -s ' '
 }
 is "$(status_of_all)" " 20 running" "a client that sends without reading keeps nobody waiting"
-for pid in $flood "${clients[@]}"; do vm_kill "$pid"; done
+for pid in $flood "${clients[@]}"; do kill_child "$pid"; done
 answered() { [ "$(answers)" = running ]; }
 check "their places are free again" wait_until 20 answered
 check "the guest goes on writing" guest_writes

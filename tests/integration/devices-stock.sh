@@ -39,7 +39,7 @@ is $? 0 "and wakes the guest with one interrupt"
 
 # Two people at the console: the second sees what was and what comes, and is told whose the keyboard is
 socat -u "UNIX-CONNECT:$run/dev/console.sock" "CREATE:$tap_dir/second" &
-on_exit vm_kill $!
+on_exit kill_child $!
 check "a second client is told who types" wait_for_line "$tap_dir/second" 'has the keyboard' 20
 check "and gets what was printed before it came" line_in "$tap_dir/second" 'umbra-guest: serving'
 vm_run dev 'echo for both' 30

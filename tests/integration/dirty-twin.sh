@@ -36,6 +36,6 @@ for backend in bitmap ring; do
         has_exactly "$backend: ${commands[i]}: and the region's are the guest's own count" "${commands[i]}"
         ack tw-$backend twin "$epoch"
     done
-    vm_kill $vm_pid
+    kill_child $vm_pid
 done
 done_testing

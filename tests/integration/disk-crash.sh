@@ -24,7 +24,7 @@ for round in 1 2; do
     # Files come and go until the end, which is anywhere.
     vm_say $vm 'i=0; while :; do i=$((i + 1)); mkdir -p /mnt/d/dir$((i % 7)); dd if=/dev/urandom of=/mnt/d/dir$((i % 7))/f$((i % 50)) bs=8k count=$((i % 9 + 1)) 2>/dev/null; rm -f /mnt/d/dir$((i % 5))/f$(((i * 3) % 50)); [ $((i % 20)) != 0 ] || sync; [ $((i % 40)) != 0 ] || echo "files $i"; done'
     vm_expect $vm "^files $((round * 80))" 120 || bail "the guest does not write"
-    vm_kill $vm_pid
+    kill_child $vm_pid
     e2fsck -fp "$img" >"$tap_dir/fsck" 2>&1
     check "round $round: fsck is content" test $? -le 1
     # A file that was removed while it was open is no damage.

@@ -35,7 +35,7 @@ for how in "bitmap $tap_dir/disk.img,aio=io_uring" "ring $device,aio=threads,dir
     changed=$(wc -l <"$tap_dir/changed")
     check "$log: pages have changed ($changed)" test "$changed" -ge 4096
     is "$(join -v 1 <(sort "$tap_dir/changed") <(sort "$tap_dir/all-pages") | wc -l)" 0 "$log: each of them is in the dirty log"
-    vm_kill $vm_pid
+    kill_child $vm_pid
     rm -f "$tap_dir/before" "$tap_dir/after"
 done
 done_testing

@@ -15,7 +15,7 @@ for aio in io_uring threads; do
     mkfifo "$tap_dir/$aio.in"
     exec {hold}<>"$tap_dir/$aio.in"
     "$VMCTL" --runtime-dir "$run" qmp $vm <&"$hold" >"$tap_dir/$aio.events" 2>/dev/null &
-    on_exit vm_kill $!
+    on_exit kill_child $!
     vm_say $vm 'dd if=/dev/urandom of=/tmp/16M bs=1M count=16 2>/dev/null; dd if=/tmp/16M of=/dev/vda bs=1M oflag=direct; sha256sum /tmp/16M'
     check "$aio: the VM pauses" wait_until 120 vm_is $vm io-error
     is "$(qmp $vm query-block | jq -r '.[0]["io-status"]')" nospace "$aio: query-block says why"
@@ -39,6 +39,6 @@ for aio in io_uring threads; do
     is $? 0 "$aio: it starts anew"
     vm_run $vm 'dd if=/dev/vda of=/dev/null bs=1M count=4' 60
     is $? 0 "$aio: with its disk"
-    vm_kill $vm_pid
+    kill_child $vm_pid
 done
 done_testing

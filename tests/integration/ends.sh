@@ -77,7 +77,7 @@ fi
 # Nobody reads what it logs, or there is no room for it.
 "$UMBRAD" --runtime-dir "$run" --name full "${idler[@]}" 2>/dev/full >/dev/null </dev/null &
 vm_pid=$!
-on_exit vm_kill $vm_pid
+on_exit kill_child $vm_pid
 wait_for_socket "$run/full/control.sock" 20 $vm_pid
 is "$(vm_status full)" running "a log that is full is no reason not to run"
 kill "$vm_pid"

@@ -53,9 +53,9 @@ qmp web cont >/dev/null
 # Scrapers that never read and never ask hold their places; others go on.
 for _ in 1 2 3 4; do
     (printf 'GET /metrics HTTP/1.1\r\n\r\n'; exec sleep 300) | socat -u - "UNIX-CONNECT:$sock" >/dev/null 2>&1 &
-    on_exit kill $!
+    on_exit kill_child $!
     sleep 300 | socat -u - "UNIX-CONNECT:$sock" >/dev/null 2>&1 &
-    on_exit kill $!
+    on_exit kill_child $!
 done
 check "scrapers that do not read disturb nobody" test -n "$(scrape)"
 hundreds() {

@@ -253,7 +253,7 @@ vm_run $vm 'mount -t ext4 /dev/vda /mnt' 60 || bail "the guest has no disk"
 check "the guest reaches its peer" vm_run $vm 'ping -c 2 -W 5 -q 10.99.0.1' 60
 inside "$lan" "$tap_dir/bin/work" streamcheck 5003 1 $stream_rate >"$tap_dir/peer" 2>&1 &
 peer=$!
-on_exit vm_kill $peer
+on_exit kill_child $peer
 wait_for_line "$tap_dir/peer" 'umbra-ready' 20 $peer || bail "no peer"
 vm_run $vm "streamcheck 5003 0 $stream_rate >/tmp/stream 2>&1 & echo \$! >/tmp/stream.pid" 60
 # The guest takes a line as a command.

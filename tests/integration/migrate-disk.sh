@@ -20,7 +20,7 @@ target() { # NAME
 locked() {
     vm_spawn third --kernel "$UMBRA_GUESTS/dirtier.elf" --console none --paused --memory 16M --disk "$img"
     wait_for_exit $vm_pid 3 && [ "$exit_status" = 1 ] && line_in "$tap_dir/third.log" 'another process has it open' && return
-    vm_kill $vm_pid
+    kill_child $vm_pid
     return 1
 }
 
@@ -47,7 +47,7 @@ wait_for_exit "$target_pid" 20
 target killed
 migrate_start src "unix:$tap_dir/in"
 wait_until 10 migrate_is src active
-vm_kill "$target_pid"
+kill_child "$target_pid"
 wait_until 20 migrate_over src
 is "$(migrate_status src) $(vm_status src)" "failed running" "killed target: the source runs"
 check "killed target: and has its lock" locked

@@ -67,7 +67,7 @@ chmod 711 "$tap_dir"
 chmod 777 "$tap_dir/open"
 passt --foreground --one-off --quiet --socket "$tap_dir/open/passt.sock" >"$tap_dir/passt.log" 2>&1 &
 passt=$!
-on_exit vm_kill $passt
+on_exit kill_child $passt
 # Not wait_for_socket, which would be its only client.
 if wait_until 20 test -S "$tap_dir/open/passt.sock"; then
     start there "passt,socket=$tap_dir/open/passt.sock"

@@ -26,7 +26,7 @@ wait_for_exit $vm_pid 20 && is "$exit_status" 0 "umbrad ends with 0"
 vm_start_serving rsta "panic=-1 reboot=a" --memory 256M
 vm_say rsta 'reboot -f'
 vm_expect rsta 'umbra-guest: serving' 300 && ok "a reboot through ACPI's reset register"
-vm_kill $vm_pid
+kill_child $vm_pid
 
 vm_start_serving rstt "panic=-1 reboot=t" --memory 256M
 vm_say rstt 'reboot -f'

@@ -53,7 +53,7 @@ net_to_guest() {
 net_from_guest() {
     socat -u TCP-LISTEN:5002,reuseaddr "CREATE:$tap_dir/net-in" &
     local pid=$!
-    on_exit vm_kill $pid
+    on_exit kill_child $pid
     sh -c "$(net_listens 138A)" || return
     vm_run "$1" "nc $2 5002 <$3 >/dev/null" "$4" || return
     wait $pid

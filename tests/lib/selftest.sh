@@ -56,6 +56,14 @@ inner <<<'on_exit echo first; on_exit echo "two  words"; echo "$tap_dir"; bail "
 like "$status $output" $'^1 /.*\nBail out! no more\ntwo  words\nfirst$' "what is to be done at the end is done, last first"
 check "the directory of a test is gone after it" test ! -e "$(sed -n 1p <<<"$output")"
 
+sleep 100 &
+pid=$!
+check "a child is killed" kill_child "$pid"
+check "and has ended" gone "$pid"
+pid=$(sleep 100 >/dev/null & echo $!)
+is "$(kill_child "$pid"; echo $?)" 1 "a process that is no child is not"
+check "and goes on" kill "$pid"
+
 (echo line >"$tap_dir/file" && exec sleep 100) &
 pid=$!
 check "a line is waited for" wait_for_line "$tap_dir/file" '^li' 20
@@ -69,7 +77,7 @@ check "its last line still counts" wait_for_line "$tap_dir/file" '^li' 20 "$pid"
 if type -P socat >/dev/null; then
     socat "UNIX-LISTEN:$tap_dir/socket,fork" /dev/null &
     pid=$!
-    on_exit kill "$pid"
+    on_exit kill_child "$pid"
     check "a socket is waited for" wait_for_socket "$tap_dir/socket" 20 "$pid"
     is "$(wait_for_socket "$tap_dir/nonesuch" 1; echo $?)" 1 "a socket that does not come"
 else

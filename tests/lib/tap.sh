@@ -13,6 +13,7 @@
 #   diag TEXT...                    a remark, or stdin as remarks where there is no text
 #   bail REASON                     nothing more can be tested
 #   on_exit COMMAND...              run the command however the test ends, the last one first
+#   kill_child PID                  SIGKILL, and wait for its end; not where it has ended, as the number may be another's by then
 #
 # $tap_dir is an empty directory that goes away with the test. A test that ends before done_testing has failed.
 
@@ -52,6 +53,16 @@ tap_failed_late() {
 
 on_exit() {
     tap_exits+=("$(printf '%q ' "$@")")
+}
+
+kill_child() {
+    case $'\n'$(jobs -rp)$'\n' in
+    *$'\n'"$1"$'\n'*) ;;
+    *) return 1 ;;
+    esac
+    kill -KILL "$1"
+    wait "$1" 2>/dev/null
+    return 0
 }
 
 diag() {

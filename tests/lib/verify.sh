@@ -12,7 +12,7 @@ session() { # NAME
     mkfifo "$fifo.in" "$fifo.out"
     exec {ctl_in}<>"$fifo.in" {ctl_out}<>"$fifo.out"
     socat - "UNIX-CONNECT:$run/$1/control.sock" <&"$ctl_in" >&"$ctl_out" &
-    on_exit vm_kill $!
+    on_exit kill_child $!
     request qmp_capabilities
 }
 

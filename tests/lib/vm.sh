@@ -30,11 +30,7 @@ vm_spawn() {
     shift
     "$UMBRAD" --runtime-dir "$run" --name "$name" ${UMBRA_SANDBOX:+--sandbox "$UMBRA_SANDBOX"} "${vm_options[@]}" "$@" >"$tap_dir/$name.log" 2>&1 </dev/null &
     vm_pid=$!
-    on_exit vm_kill $vm_pid
-}
-
-vm_kill() {
-    kill -KILL "$1" 2>/dev/null && wait "$1" 2>/dev/null
+    on_exit kill_child $vm_pid
 }
 
 # vm_start NAME ARGUMENT...: vm_spawn, and wait until the control socket answers.
@@ -78,7 +74,7 @@ vm_console() {
     exec {vm_console_fd}<>"$fifo"
     socat - "UNIX-CONNECT:$run/$name/console.sock" <&"$vm_console_fd" >"$tap_dir/$name.console" &
     pid=$!
-    on_exit vm_kill $pid
+    on_exit kill_child $pid
     eval "vm_console_fd_${name//[^a-zA-Z0-9]/_}=$vm_console_fd"
 }
 

@@ -13,6 +13,8 @@ MOVES=${UMBRA_MOVES:-20}
 KILLS=${UMBRA_KILLS:-200}
 seed=${UMBRA_SEED:-$$}
 RANDOM=$seed
+# For vm_silent.
+vm_options=(${UMBRA_RESULTS:+--snapshot-dir "$UMBRA_RESULTS"})
 diag "UMBRA_SEED=$seed repeats the moments"
 
 number=0
@@ -44,13 +46,21 @@ whole() { # NAME: the guest answers there, and its memory is what it was
     vm_ask "$1" check '^check pages=' 30 && [ "$vm_line" = "$sum" ]
 }
 
-# look NAME PROCESS: counts in $damaged a guest that has other memory, or does not answer, and says which.
+# tell NAME...: the end of a VM's log and of its console.
+tell() {
+    local name
+    for name; do
+        tail -n 5 "$tap_dir/$name.log" "$tap_dir/$name.console" | diag
+    done
+}
+
+# look NAME PROCESS: fails for a guest that has other memory, or does not answer, and says which.
 look() {
     whole "$1" && return
-    damaged=$((damaged + 1))
-    diag "move $i, $delay s: $1 said \"$vm_line\", wanted \"$sum\""
+    diag "move $i: $1 said \"$vm_line\", wanted \"$sum\""
     vm_silent "$1" "$2"
-    tail -n 5 "$tap_dir/$1.log" "$tap_dir/$1.console" | diag
+    tell "$1"
+    return 1
 }
 
 # -- back and forth --
@@ -62,11 +72,19 @@ for ((i = 0; i < MOVES; i++)); do
         migrate_capability "$source" multifd true
         migrate_set "$source" '{"multifd-channels": 4}'
     fi
-    migrate_run "$source" "unix:$tap_dir/$target" || break
+    migrate_run "$source" "unix:$tap_dir/$target" || {
+        tell "$source" "$target"
+        break
+    }
     us=$(qmp "$source" query-migrate | jq '."downtime-breakdown" | add')
     [ "$us" -le "$longest" ] || longest=$us
-    [ "$(vm_status "$source") $(vm_status "$target")" = "postmigrate running" ] || break
-    whole "$target" || break
+    states="$(vm_status "$source") $(vm_status "$target")"
+    [ "$states" = "postmigrate running" ] || {
+        diag "move $i: $states"
+        tell "$source" "$target"
+        break
+    }
+    look "$target" "$target_pid" || break
     moved=$((moved + 1))
     qmp "$source" quit >/dev/null
     wait_for_exit "$source_pid" 20
@@ -103,7 +121,7 @@ for ((i = 0; i < KILLS; i++)); do
             [ "$here" = postmigrate ] || forgotten=$((forgotten + 1))
         elif [ "$here" = running ]; then
             stayed=$((stayed + 1))
-            look "$source" "$source_pid"
+            look "$source" "$source_pid" || damaged=$((damaged + 1))
         elif [ "$here" = postmigrate ] && qmp "$source" query-migrate | jq -r '."error-desc"' | grep -q 'may be running there'; then
             nowhere=$((nowhere + 1)) # killed between commit and running
         else
@@ -122,7 +140,7 @@ for ((i = 0; i < KILLS; i++)); do
         forget "$source"
         if wait_until 30 gone_or "$target_pid" vm_is "$target" running && ! gone "$target_pid"; then
             gone=$((gone + 1))
-            look "$target" "$target_pid"
+            look "$target" "$target_pid" || damaged=$((damaged + 1))
             source=$target source_pid=$target_pid
         else
             nowhere=$((nowhere + 1)) # the guest died with its source
