@@ -5,6 +5,29 @@
 #include "base/util.h"
 #include "daemon/configuration.h"
 
+enum option_where {
+    CMDLINE_ONLY,
+    CMDLINE_FIRST, /* the same; other options come from what it names, so it is read before them */
+    EVERYWHERE,
+};
+
+struct option_row {
+    const char *key;
+    const char *arg; /* what the value is, for the help text; NULL for a flag */
+    const char *help;
+    enum option_where where;
+    /* value is "true" or "false" for a flag. -EINVAL with the reason in error (without the option's name). */
+    int (*set)(struct config *c, const char *value, char *error);
+    bool list; /* may be given several times, and be an array in the file: all of them count */
+};
+
+#define CONFIG_OPTIONS_MAX 64
+
+extern const struct option_row config_options[];
+extern const size_t config_option_count;
+/* NULL: there is none. */
+const struct option_row *config_find_option(const char *key);
+
 /* Put the reason (at most CONFIG_ERROR_MAX bytes) and return -EINVAL. */
 int config_fail(char *error, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Copy value into *to; 0 or -ENOMEM. */
@@ -24,6 +47,9 @@ char *config_next_word(char **at);
  * Take over what the guest of c->restore saw. -EBADMSG or -errno with the reason in error; -ENOMEM.
  */
 int config_read_snapshot(struct config *c, char *error);
+
+/* Take over c->config_file's options. -EBADMSG, -EFBIG or another -errno with the reason in error; -ENOMEM. */
+int config_read_file(struct config *c, char *error);
 
 /* Options of devices, as struct option_row wants them. */
 int config_add_disk(struct config *c, const char *value, char *error);
