@@ -18,7 +18,6 @@
 #include <string.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -551,12 +550,8 @@ static void test_tables_are_held_back(void **state)
 static void test_ends_at_random(void **state)
 {
     unsigned int completed = 0, rounds = 60;
-    uint64_t seed;
-    struct rng rng;
+    struct rng rng = rng_seeded(rng_test_seed(__func__));
 
-    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
-    print_message("# seed %#llx\n", (unsigned long long)seed);
-    rng = rng_seeded(seed);
     for (unsigned int i = 0; i < rounds; i++) {
         uint64_t when;
         static struct world w;
@@ -685,12 +680,8 @@ static void test_postcopy(void **state)
 /* In the midst of it the connection is cut, by either side, at random moments; nothing is lost. */
 static void test_postcopy_is_cut(void **state)
 {
-    uint64_t seed;
-    struct rng rng;
+    struct rng rng = rng_seeded(rng_test_seed(__func__));
 
-    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
-    print_message("# seed %#llx\n", (unsigned long long)seed);
-    rng = rng_seeded(seed);
     log_set_level(LOG_LEVEL_ERR - 1);
     for (unsigned int i = 0; i < 8; i++) {
         static struct world w;
@@ -774,12 +765,8 @@ static void test_postcopy_not_agreed_on(void **state)
 /* As test_ends_at_random. A target that ends with pages missing takes the guest with it; the source must know. */
 static void test_postcopy_ends_at_random(void **state)
 {
-    uint64_t seed;
-    struct rng rng;
+    struct rng rng = rng_seeded(rng_test_seed(__func__));
 
-    assert_int_equal(getrandom(&seed, sizeof(seed), 0), sizeof(seed));
-    print_message("# seed %#llx\n", (unsigned long long)seed);
-    rng = rng_seeded(seed);
     log_set_level(LOG_LEVEL_ERR - 1);
     for (unsigned int i = 0; i < 40; i++) {
         enum mig_status status;
