@@ -1,4 +1,4 @@
-/* What vm.c and vcpu.c share. */
+/* What vm.c, vm-create.c and vcpu.c share. */
 #ifndef UMBRA_VCPU_VM_INTERNAL_H
 #define UMBRA_VCPU_VM_INTERNAL_H
 
@@ -66,6 +66,10 @@ struct vcpu {
     struct vcpu_exits exits; /* written by its own thread only, read with relaxed loads */
 };
 
+/* vm-create.c: no file descriptor yet. NULL: out of memory. vm_free takes what has got no further. */
+struct vm *vm_alloc(unsigned int cpus, struct mem *mem);
+/* On vm->kvm_fd: a VM with its chips and vCPUs but no thread running. Without memory: one to read power-on state from. Logged. */
+int vm_build(struct vm *vm, const struct vm_config *config);
 /* vcpu.c: create the vCPU and map its run area and ring; 0 or -errno, logged. vcpu_free takes NULL and half-built ones. */
 int vcpu_new(struct vm *vm, unsigned int index, struct vcpu **ret);
 void vcpu_free(struct vcpu *vcpu);
