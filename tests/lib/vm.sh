@@ -139,7 +139,12 @@ vm_silent() {
         done
         sleep 3
     done
-    grep -aoE '(watchdog: BUG|rcu: INFO|INFO: task|BUG: )[ -~]{0,150}' "$(ram_file "$2")" | sort -u | tail -n 10 | diag
+    grep -aoE '(watchdog: BUG|rcu: INFO|INFO: task|BUG: |Killed process [0-9]|[a-z]+\[[0-9]+\]: segfault|Oops: [0-9])[ -~]{0,150}' "$(ram_file "$2")" |
+        sort -u | tail -n 10 | diag
+    # Where a line has lost its end, this is one.
+    vm_say "$1" ''
+    sleep 3
+    diag "$1, after another key: $(tail -n 3 "$tap_dir/$1.console")"
     [ -z "${UMBRA_RESULTS:-}" ] || "$VMCTL" --runtime-dir "$run" snapshot "$1" "$UMBRA_RESULTS/$1" || diag "no snapshot"
 }
 
