@@ -4,11 +4,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -16,77 +14,8 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "base/util.h"
+#include "migrate/snapshot-job.h"
 #include "migrate/snapshot-open.h"
-#include "migrate/snapshot-out.h"
-
-/* Pages between two looks at whether it is to end. */
-#define COPY_PAGES 1024u
-/* The same for pages that lie here and there: so many are told to snapshot_out at once. */
-#define BATCH_PAGES 256u
-/* Pages between two times that the page cache is told to go to disk. */
-#define FLUSH_PAGES 8192u
-/* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
-#define LITTLE_PAGES 512u
-#define STALLS_MAX 3u
-#define ROUNDS_MAX 12u
-/*
- * Room for what is copied aside while the guest stands still; beyond that it waits for the page cache. So much of it is
- * there beforehand even if the guest writes nothing: the memory takes longer to get than the pages to write.
- */
-#define ASIDE_PAGES_MIN 2048u
-#define ASIDE_PAGES_MAX 65536u
-#define ASIDE_PAGES_READY 32u
-
-/* What the thread asks of the main thread. */
-enum call {
-    CALL_NONE,
-    CALL_HOLD,
-    CALL_END,
-};
-
-/* Pages copied while the guest stood still. */
-struct aside {
-    uint8_t *data; /* what is likely to be needed is there, so that no page fault takes time */
-    uint64_t *page;
-    uint32_t room, count;
-};
-
-struct snapshotter {
-    struct mem *mem;
-    struct dirty_log *log;
-    struct snapshot_ops ops;
-    int call_fd;
-    struct event *call_event;
-
-    /* Main thread. The snapshot that the consumer's pages are relative to; tracked_path is NULL when there is none. */
-    char tracked_id[SNAPSHOT_ID_LEN + 1];
-    char *tracked_path;
-    bool running;
-    pthread_t thread;
-
-    pthread_mutex_t lock; /* protects what follows, and is held for a few instructions only */
-    pthread_cond_t answered;
-    enum call call;
-    struct snapshot_status status;
-    uint64_t start_ns;
-
-    atomic_bool cancel;
-
-    /* The job: the thread's, and the main thread's during CALL_HOLD. */
-    bool diff, track, started_tracking, copying;
-    struct snapshot_meta meta;
-    struct snapshot_out *out;
-    struct page_set todo;
-    struct aside aside;
-    uint64_t copy_epoch;  /* newest of SNAPSHOT_COPY_CONSUMER */
-    uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
-    uint8_t *state;
-    size_t state_len;
-    /* The first copy of all memory is long: let it go to disk meanwhile. Later rounds race with the guest and wait for no disk. */
-    bool flushing;
-    uint64_t flushed; /* status.done when the page cache was told last */
-    char error[SNAPSHOT_ERROR_MAX];
-};
 
 const char *snapshot_phase_name(enum snapshot_phase phase)
 {
@@ -98,206 +27,7 @@ const char *snapshot_phase_name(enum snapshot_phase phase)
     return names[phase];
 }
 
-static int fail(struct snapshotter *s, int err, const char *what)
-{
-    snprintf(s->error, sizeof(s->error), "%s: %s", what, strerror(-err));
-    return err;
-}
-
-static int fail_out(struct snapshotter *s, int err)
-{
-    strcpy(s->error, snapshot_out_error(s->out));
-    return err;
-}
-
-static int check_cancel(struct snapshotter *s)
-{
-    return atomic_load(&s->cancel) ? fail(s, -ECANCELED, "snapshot") : 0;
-}
-
-/* -- copying ------------------------------------------------------------------ */
-
-static void count_done(struct snapshotter *s, uint64_t pages)
-{
-    pthread_mutex_lock(&s->lock);
-    s->status.done += pages;
-    s->status.stored = snapshot_out_pages(s->out);
-    s->status.zero_pages = snapshot_out_zero_pages(s->out);
-    pages = s->status.done;
-    pthread_mutex_unlock(&s->lock);
-    if (s->flushing && pages - s->flushed >= FLUSH_PAGES) {
-        s->flushed = pages;
-        snapshot_out_flush(s->out);
-    }
-}
-
-static int put(struct snapshotter *s, uint64_t first, uint64_t count)
-{
-    const uint8_t *ram = mem_ram(s->mem);
-
-    while (count > 0) {
-        uint64_t n = MIN(count, (uint64_t)COPY_PAGES);
-        int r = check_cancel(s);
-
-        if (r < 0)
-            return r;
-        r = snapshot_out_put(s->out, first, ram + pages_to_bytes(first), n);
-        if (r < 0)
-            return fail_out(s, r);
-        count_done(s, n);
-        first += n;
-        count -= n;
-    }
-    return 0;
-}
-
-/* Every page: what was never touched is zeros without a look. */
-static int put_all(struct snapshotter *s)
-{
-    uint64_t at = 0, start, end;
-    int r = 0;
-
-    while (r == 0 && at < mem_size(s->mem)) {
-        if (!mem_next_data(s->mem, at, &start, &end))
-            start = end = mem_size(s->mem);
-        r = snapshot_out_put_zeros(s->out, bytes_to_pages(at), bytes_to_pages(start - at));
-        if (r < 0)
-            return fail_out(s, r);
-        count_done(s, bytes_to_pages(start - at));
-        r = put(s, bytes_to_pages(start), bytes_to_pages(end - start));
-        at = end;
-    }
-    return r;
-}
-
-static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces, size_t count)
-{
-    int r = check_cancel(s);
-
-    if (r < 0)
-        return r;
-    r = snapshot_out_put_pieces(s->out, pieces, count);
-    if (r < 0)
-        return fail_out(s, r);
-    count_done(s, count);
-    return 0;
-}
-
-static int put_todo(struct snapshotter *s)
-{
-    struct page_set_walk w = page_set_walk_from(&s->todo, 0);
-    struct snapshot_piece pieces[BATCH_PAGES];
-    const uint8_t *ram = mem_ram(s->mem);
-    size_t n = 0;
-    int r = 0;
-
-    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
-        uint64_t page = (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits);
-
-        w.bits &= w.bits - 1;
-        pieces[n++] = (struct snapshot_piece){.page = page, .data = ram + pages_to_bytes(page)};
-        if (n == BATCH_PAGES) {
-            r = put_batch(s, pieces, n);
-            n = 0;
-        }
-    }
-    return r == 0 && n > 0 ? put_batch(s, pieces, n) : r;
-}
-
-/*
- * Take what was written since the last time into s->todo. The pages are s's to deal with from then on: if it fails, the
- * whole snapshot does.
- */
-static int harvest_copy(struct snapshotter *s, uint64_t *ret_harvest_ns)
-{
-    struct dirty_snapshot d;
-    int r = dirty_log_snapshot_lock(s->log, SNAPSHOT_COPY_CONSUMER, false, &d);
-
-    if (r < 0)
-        return fail(s, r, "dirty log");
-    page_set_clear(&s->todo);
-    page_set_merge(&s->todo, d.set);
-    s->copy_epoch = d.epoch;
-    *ret_harvest_ns = d.harvest_ns;
-    dirty_log_unlock(s->log);
-    if (d.lost)
-        return fail(s, -EIO, "the dirty log has lost pages");
-    r = dirty_log_ack(s->log, SNAPSHOT_COPY_CONSUMER, d.epoch);
-    return r < 0 ? fail(s, r, "dirty log") : 0;
-}
-
-/* Take the pages that a diff consists of so far into s->todo; they stay unacknowledged. */
-static int harvest_diff(struct snapshotter *s)
-{
-    struct dirty_snapshot d;
-    int r = dirty_log_snapshot_lock(s->log, SNAPSHOT_CONSUMER, false, &d);
-
-    if (r < 0)
-        return fail(s, r, "dirty log");
-    page_set_clear(&s->todo);
-    page_set_merge(&s->todo, d.set);
-    s->track_epoch = d.epoch;
-    dirty_log_unlock(s->log);
-    return d.lost ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
-}
-
-static void set_pages(struct snapshotter *s, uint64_t pages)
-{
-    pthread_mutex_lock(&s->lock);
-    s->status.pages = pages;
-    pthread_mutex_unlock(&s->lock);
-}
-
-/* Everything once, then what was written meanwhile until little is left. */
-static int copy_running(struct snapshotter *s)
-{
-    uint64_t last = UINT64_MAX, harvest_ns;
-    unsigned int stalls = 0;
-    int r = s->diff ? harvest_diff(s) : 0;
-
-    if (r < 0)
-        return r;
-    set_pages(s, s->diff ? s->todo.pages : mem_pages(s->mem));
-    s->flushing = !s->diff;
-    r = s->diff ? put_todo(s) : put_all(s);
-    s->flushing = false;
-    for (unsigned int round = 0; r == 0 && round < ROUNDS_MAX; round++) {
-        r = harvest_copy(s, &harvest_ns);
-        if (r == 0)
-            r = put_todo(s);
-        /* One slow write of the disk's makes one long round: that says nothing yet. */
-        stalls += s->todo.pages > last - last / 4;
-        if (s->todo.pages <= LITTLE_PAGES || stalls == STALLS_MAX)
-            break;
-        last = s->todo.pages;
-        pthread_mutex_lock(&s->lock);
-        s->status.rounds++;
-        pthread_mutex_unlock(&s->lock);
-    }
-    return r;
-}
-
 /* -- the guest stands still: main thread -------------------------------------- */
-
-static int copy_aside(struct snapshotter *s)
-{
-    struct page_set_walk w = page_set_walk_from(&s->todo, 0);
-    const uint8_t *ram = mem_ram(s->mem);
-    int r = 0;
-
-    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
-        uint64_t page = (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits);
-
-        w.bits &= w.bits - 1;
-        if (s->aside.count < s->aside.room) {
-            memcpy(s->aside.data + pages_to_bytes(s->aside.count), ram + pages_to_bytes(page), GUEST_PAGE_SIZE);
-            s->aside.page[s->aside.count++] = page;
-        } else {
-            r = snapshot_out_put(s->out, page, ram + pages_to_bytes(page), 1);
-        }
-    }
-    return r < 0 ? fail_out(s, r) : 0;
-}
 
 static int note_tracked(struct snapshotter *s)
 {
@@ -308,29 +38,29 @@ static int note_tracked(struct snapshotter *s)
         return 0;
     r = dirty_log_snapshot_lock(s->log, SNAPSHOT_CONSUMER, false, &d);
     if (r < 0)
-        return fail(s, r, "dirty log");
+        return snapshot_fail(s, r, "dirty log");
     s->track_epoch = d.epoch;
     dirty_log_unlock(s->log);
     /* Of a full snapshot all is there whatever the log lost; the next diff starts from here. */
-    return d.lost && s->diff ? fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
+    return d.lost && s->diff ? snapshot_fail(s, -EIO, "the dirty log has lost pages, take a full snapshot") : 0;
 }
 
 static int copy_held(struct snapshotter *s, struct snapshot_status *times)
 {
     uint64_t start;
-    int r = harvest_copy(s, &times->harvest_ns);
+    int r = snapshot_copy_harvest(s, &times->harvest_ns);
 
     if (r == 0)
         r = note_tracked(s);
     times->final_pages = s->todo.pages;
     if (r == 0)
-        r = copy_aside(s);
+        r = snapshot_aside_fill(s);
     if (r < 0)
         return r;
     start = clock_ns();
     r = s->ops.save(s->ops.opaque, &s->state, &s->state_len);
     times->save_ns = clock_ns() - start;
-    return r < 0 ? fail(s, r, "machine state") : 0;
+    return r < 0 ? snapshot_fail(s, r, "machine state") : 0;
 }
 
 /* The result is in s->error (empty: success). */
@@ -354,38 +84,6 @@ static void hold(struct snapshotter *s)
 
 /* -- the thread --------------------------------------------------------------- */
 
-/* Twice what the last round had is there, and more can be had for a page fault each. */
-static int make_room_aside(struct snapshotter *s)
-{
-    uint64_t most = MIN(mem_pages(s->mem), (uint64_t)ASIDE_PAGES_MAX), ready, room;
-    void *data;
-
-    ready = MAX(2 * s->todo.pages, (uint64_t)ASIDE_PAGES_READY);
-    ready = MIN(ready, most);
-    room = MAX(ready, (uint64_t)ASIDE_PAGES_MIN);
-    room = MIN(room, most);
-    s->aside.page = calloc(room, sizeof(*s->aside.page));
-    data = mmap(NULL, pages_to_bytes(room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED || !s->aside.page) {
-        if (data != MAP_FAILED)
-            munmap(data, pages_to_bytes(room));
-        return fail(s, -ENOMEM, "snapshot");
-    }
-    /* A kernel that does not know it gives the memory when it is written to. */
-    madvise(data, pages_to_bytes(ready), MADV_POPULATE_WRITE);
-    s->aside.data = data;
-    s->aside.room = (uint32_t)room;
-    return 0;
-}
-
-static void clear_aside(struct snapshotter *s)
-{
-    if (s->aside.data)
-        munmap(s->aside.data, pages_to_bytes(s->aside.room));
-    free(s->aside.page);
-    s->aside = (struct aside){0};
-}
-
 /* Ask the main thread for it and wait until it is done, or until the job is to end. */
 static int call_hold(struct snapshotter *s)
 {
@@ -403,25 +101,8 @@ static int call_hold(struct snapshotter *s)
     }
     pthread_mutex_unlock(&s->lock);
     if (r < 0)
-        return fail(s, r, "snapshot");
+        return snapshot_fail(s, r, "snapshot");
     return s->error[0] ? -EIO : 0;
-}
-
-static int put_aside(struct snapshotter *s)
-{
-    struct snapshot_piece pieces[BATCH_PAGES];
-    uint32_t at = 0;
-    int r = 0;
-
-    while (r == 0 && at < s->aside.count) {
-        uint32_t n = MIN(s->aside.count - at, BATCH_PAGES);
-
-        for (uint32_t i = 0; i < n; i++)
-            pieces[i] = (struct snapshot_piece){s->aside.page[at + i], s->aside.data + pages_to_bytes(at + i)};
-        r = put_batch(s, pieces, n);
-        at += n;
-    }
-    return r;
 }
 
 /* Have the dirty log on before the first page is read. */
@@ -431,11 +112,11 @@ static int start_logging(struct snapshotter *s)
 
     if (r < 0) {
         s->started_tracking = false;
-        return fail(s, r, "dirty log");
+        return snapshot_fail(s, r, "dirty log");
     }
     r = dirty_log_start(s->log, SNAPSHOT_COPY_CONSUMER, DIRTY_START_CHANGES);
     if (r < 0)
-        return fail(s, r, "dirty log");
+        return snapshot_fail(s, r, "dirty log");
     s->copying = true;
     return 0;
 }
@@ -462,24 +143,24 @@ static int take(struct snapshotter *s)
     int r = create(s);
 
     if (r == 0)
-        r = page_set_init(&s->todo, mem_pages(s->mem)) < 0 ? fail(s, -ENOMEM, "snapshot") : 0;
+        r = page_set_init(&s->todo, mem_pages(s->mem)) < 0 ? snapshot_fail(s, -ENOMEM, "snapshot") : 0;
     if (r == 0)
         r = start_logging(s);
     if (r == 0)
-        r = copy_running(s);
+        r = snapshot_copy_running(s);
     if (r == 0)
-        r = make_room_aside(s);
+        r = snapshot_aside_make_room(s);
     if (r == 0)
         r = call_hold(s);
     stop_copying(s);
     if (r == 0)
-        r = put_aside(s);
+        r = snapshot_aside_put(s);
     if (r < 0)
         return r;
     s->meta.created = (uint64_t)time(NULL);
     s->meta.epoch = s->track ? s->track_epoch : 0;
     r = snapshot_out_commit(s->out, &s->meta, s->state, s->state_len);
-    return r < 0 ? fail_out(s, r) : 0;
+    return r < 0 ? snapshot_fail_out(s, r) : 0;
 }
 
 static void clear_job(struct snapshotter *s)
@@ -487,7 +168,7 @@ static void clear_job(struct snapshotter *s)
     stop_copying(s);
     snapshot_out_free(s->out);
     s->out = NULL;
-    clear_aside(s);
+    snapshot_aside_clear(s);
     page_set_free(&s->todo);
     s->todo = (struct page_set){0};
     free(s->state);
@@ -635,13 +316,13 @@ static int prepare(struct snapshotter *s, const struct snapshot_request *request
     if (r == 0)
         r = s->ops.describe(s->ops.opaque, &s->meta);
     if (r < 0)
-        return fail(s, r, "snapshot");
+        return snapshot_fail(s, r, "snapshot");
     snprintf(s->meta.producer, sizeof(s->meta.producer), "umbra %s", PACKAGE_VERSION);
     if (!request->diff)
         return 0;
     strcpy(s->meta.parent_id, s->tracked_id);
     r = snapshot_parent_path(request->dir, s->tracked_path, s->meta.parent_path);
-    return r < 0 ? fail(s, r, "the directory of the snapshot or of its parent") : 0;
+    return r < 0 ? snapshot_fail(s, r, "the directory of the snapshot or of its parent") : 0;
 }
 
 /* A parent that is gone or another one makes the diff worthless: better said now. */
@@ -680,7 +361,7 @@ static int start_thread(struct snapshotter *s, const struct snapshot_request *re
     r = thread_start(&s->thread, 0, job_thread, s);
     if (r < 0) {
         s->status = (struct snapshot_status){.phase = SNAPSHOT_NONE};
-        return fail(s, r, "snapshot: thread");
+        return snapshot_fail(s, r, "snapshot: thread");
     }
     s->running = true;
     return 0;
