@@ -152,16 +152,18 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
 
 static void log_end(const struct mig_report *r)
 {
-    char plan[80] = "";
+    char downtime[48] = "", plan[80] = "";
 
+    /* The source's to know. */
+    if (r->downtime.total)
+        snprintf(downtime, sizeof(downtime), ", downtime %llu us", (unsigned long long)(r->downtime.total / NSEC_PER_USEC));
     if (r->plan.valid && r->plan.converges)
         snprintf(plan, sizeof(plan), " (foreseen: %llu ms, %llu us)", (unsigned long long)(r->plan.total_ns / NSEC_PER_MSEC),
                  (unsigned long long)(r->plan.downtime_ns / NSEC_PER_USEC));
     else if (r->plan.valid)
         snprintf(plan, sizeof(plan), " (foreseen: no end)");
     if (r->status == MIG_STATUS_COMPLETED)
-        log_info("migration: completed in %llu ms, downtime %llu us%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC),
-                 (unsigned long long)(r->downtime.total / NSEC_PER_USEC), plan);
+        log_info("migration: completed in %llu ms%s%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC), downtime, plan);
     else if (r->status == MIG_STATUS_FAILED)
         log_err("migration: failed: %s", r->why);
     else if (r->status == MIG_STATUS_CANCELLED)

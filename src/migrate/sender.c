@@ -27,6 +27,19 @@ void mig_break(struct mig_source *s, const struct mig_error *err)
     pthread_mutex_unlock(&s->lock);
 }
 
+bool mig_rest(struct mig_source *s, uint64_t until_ns)
+{
+    struct timespec ts = {.tv_sec = (time_t)(until_ns / NSEC_PER_SEC), .tv_nsec = (long)(until_ns % NSEC_PER_SEC)};
+    bool fine;
+
+    pthread_mutex_lock(&s->lock);
+    while (!s->broken && clock_ns() < until_ns)
+        pthread_cond_timedwait(&s->done, &s->lock, &ts);
+    fine = !s->broken;
+    pthread_mutex_unlock(&s->lock);
+    return fine;
+}
+
 uint64_t mig_bytes_sent(const struct mig_source *s)
 {
     uint64_t sum = __atomic_load_n(&s->sent_before, __ATOMIC_RELAXED);

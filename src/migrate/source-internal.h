@@ -122,6 +122,8 @@ bool mig_senders_finish(struct mig_source *s);
 
 /* Note an error (the first counts) and wake everybody; any thread. */
 void mig_break(struct mig_source *s, const struct mig_error *err);
+/* Wait until then (clock_ns); false at once when the migration is broken. Coordinator. */
+bool mig_rest(struct mig_source *s, uint64_t until_ns);
 uint64_t mig_bytes_sent(const struct mig_source *s);
 /* What they would have been, had nothing been packed. */
 uint64_t mig_bytes_moved(struct mig_source *s);

@@ -24,6 +24,9 @@
 
 /* Pages behind one that is asked for that go with it, if they are absent too. */
 #define AHEAD_PAGES 16u
+/* How long a network may take to come back, from when a recovery is asked for, and how often it is tried. */
+#define RETURN_TIMEOUT_NS (20 * NSEC_PER_SEC)
+#define RETRY_NS (500 * NSEC_PER_MSEC)
 
 /* -- senders ------------------------------------------------------------------ */
 
@@ -306,12 +309,27 @@ static int ask_what_is_missing(struct mig_source *s, struct mig_error *err)
     return r;
 }
 
+/* A network that comes back says for some seconds that there is no way to the target. */
+static int connect_again(struct mig_source *s, struct mig_error *err)
+{
+    uint64_t until = clock_ns() + RETURN_TIMEOUT_NS;
+    int r;
+
+    do
+        r = mig_connect_channel(s, 0, err);
+    while ((r == -EHOSTUNREACH || r == -ENETUNREACH || r == -ENETDOWN) && !s->senders[0].connected && clock_ns() < until &&
+           mig_rest(s, clock_ns() + RETRY_NS));
+    if (r == 0)
+        *err = (struct mig_error){""};
+    return r;
+}
+
 static int reconnect(struct mig_source *s, struct mig_error *err)
 {
     int r;
 
     mig_set_status(s, MIG_STATUS_POSTCOPY_RECOVER);
-    r = mig_connect_channel(s, 0, err);
+    r = connect_again(s, err);
     if (r == 0)
         r = ask_what_is_missing(s, err);
     for (unsigned int i = 1; i < s->channels && r == 0; i++)

@@ -202,18 +202,6 @@ static int run_round(struct mig_source *s, uint64_t last_ns, bool *ret_fits, str
     return 0;
 }
 
-/* Wait out the shortest round, so that a guest that writes little is not harvested without end. */
-static void rest(struct mig_source *s)
-{
-    uint64_t until = s->round_ns + MIG_ROUND_MIN_NS;
-    struct timespec ts = {.tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC)};
-
-    pthread_mutex_lock(&s->lock);
-    while (!s->broken && clock_ns() < until)
-        pthread_cond_timedwait(&s->done, &s->lock, &ts);
-    pthread_mutex_unlock(&s->lock);
-}
-
 void mig_set_throttle(struct mig_source *s, unsigned int percent)
 {
     pthread_mutex_lock(&s->lock);
@@ -336,7 +324,8 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
         last = s->report.expected_downtime_ns;
         if (enough)
             r = ask_strategy(s, &stop, err);
-        rest(s);
+        /* The shortest round, so that a guest that writes little is not harvested without end. */
+        mig_rest(s, s->round_ns + MIG_ROUND_MIN_NS);
     }
     return r;
 }

@@ -86,9 +86,10 @@ start_on() {
 find_again() { # FROM TO URI
     local lost=0
     wait_until 60 migrate_is "$1" postcopy-paused && wait_until 60 migrate_is "$2" postcopy-paused || lost=$?
-    cable up
-    [ $lost = 0 ] && qmp "$1" migrate "{\"uri\": \"$3\", \"resume\": true}" >/dev/null &&
+    # As from somebody who asks for it before the cable is in again, or before it works.
+    [ $lost = 0 ] && qmp "$1" migrate "{\"uri\": \"$3\", \"resume\": true}" >/dev/null && cable up &&
         wait_until 60 migrate_is "$1" 'postcopy-active|completed' && return
+    cable up
     echo "noticed: $lost; $(migrate_status "$1") and $(migrate_status "$2")"
     grep -h migration: "$tap_dir/$1.log" "$tap_dir/$2.log"
     return 1

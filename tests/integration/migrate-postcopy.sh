@@ -165,6 +165,42 @@ is "$(vm_status to5)" running "killed: it still answers, though its guest waits"
 qmp to5 quit >/dev/null
 check "killed: and ends" wait_for_exit "$target_pid" 20
 
+# -- the network goes and comes back --
+# From the side that has lost its carrier and from the one whose link is down: what a host says of the way there differs.
+network() {
+    local here=na$$ there=nb$$ to
+    ip netns add $here && on_exit ip netns del $here && ip netns add $there && on_exit ip netns del $there &&
+        ip link add name mig netns $here type veth peer name mig netns $there &&
+        ip -n $here addr add 10.98.0.1/24 dev mig && ip -n $there addr add 10.98.0.2/24 dev mig &&
+        ip -n $here link set mig up && ip -n $there link set mig up || return
+    local daemon=$UMBRAD
+    printf '#!/bin/sh\nexec nsenter --net="/run/netns/$UMBRA_SPACE" %q "$@"\n' "$daemon" >"$tap_dir/umbrad"
+    chmod 755 "$tap_dir/umbrad"
+    UMBRAD=$tap_dir/umbrad
+    UMBRA_SPACE=$here new_source net0
+    for to in 1 2; do
+        UMBRA_SPACE=$([ $to = 1 ] && echo $there || echo $here) migrate_target net$to "tcp:0.0.0.0:$((port + to))" --memory $MEMORY
+        uri=tcp:10.98.0.$((3 - to)):$((port + to)) from=net$((to - 1))
+        check "network $to: the guest goes early" leave $from "$uri" 400000
+        ip -n $here link set mig down
+        check "network $to: both sides notice" wait_until 60 migrate_is $from postcopy-paused
+        check "network $to: the target, too" wait_until 60 migrate_is net$to postcopy-paused
+        check "network $to: it is asked to go on too early" qmp $from migrate "{\"uri\": \"$uri\", \"resume\": true}"
+        ip -n $here link set mig up
+        migrate_set $from '{"max-postcopy-bandwidth": 0}'
+        check "network $to: and goes on" complete $from net$to
+        check "network $to: the guest answers" vm_ask net$to check '^check pages=' 30
+        is "$vm_line" "$sum" "network $to: it has its memory"
+        qmp $from quit >/dev/null
+    done
+    UMBRAD=$daemon
+}
+if [ "$(id -u)" = 0 ] && ip netns list >/dev/null 2>&1; then
+    network || bail "no network namespaces"
+else
+    skip "the network goes and comes back" "network namespaces need root, and ip"
+fi
+
 # -- what cannot be --
 new_source from6
 migrate_capability from6 postcopy-ram true
