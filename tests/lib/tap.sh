@@ -60,7 +60,7 @@ kill_child() {
     *$'\n'"$1"$'\n'*) ;;
     *) return 1 ;;
     esac
-    kill -KILL "$1"
+    kill -KILL "$1" 2>/dev/null
     wait "$1" 2>/dev/null
     return 0
 }
