@@ -190,6 +190,7 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(KVM_SET_LAPIC, M | X, "state of a vCPU"),
     IOCTL(KVM_GET_MP_STATE, M | X, "state of a vCPU"),
     IOCTL(KVM_SET_MP_STATE, M | X, "state of a vCPU"),
+    IOCTL(KVM_SIGNAL_MSI, M | X, "state of a vCPU: a kick that may have been on its way"),
     IOCTL(KVM_GET_VCPU_EVENTS, M | X, "state of a vCPU"),
     IOCTL(KVM_SET_VCPU_EVENTS, M | X, "state of a vCPU"),
     IOCTL(KVM_GET_DEBUGREGS, M | X, "state of a vCPU"),

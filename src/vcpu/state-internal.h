@@ -79,6 +79,14 @@ struct state_failure {
     char text[128];
 };
 
+/* Failure `err` (-errno) of `what`; returns err. */
+int state_kvm_fail(struct state_failure *f, int err, const char *what);
+/* ioctl(2), returning -errno, with *f told which. */
+int state_kvm_call(int fd, unsigned long request, void *arg, const char *name, struct state_failure *f);
+#define CALL(fd, request, arg, f) state_kvm_call(fd, request, arg, #request, f)
+/* KVM's requests that only set are declared to read. */
+#define CALL_SET(fd, request, arg, f) state_kvm_call(fd, request, (void *)(uintptr_t)(arg), #request, f)
+
 /* vcpu_fd may be that of any vCPU of the VM. 0 (release with state_kvm_clear), -ENOMEM, or -errno. */
 int state_kvm_init(struct state_kvm *kvm, int kvm_fd, int vm_fd, int vcpu_fd, struct state_failure *f);
 void state_kvm_clear(struct state_kvm *kvm);
@@ -103,7 +111,18 @@ int vcpu_get_cpuid(int vcpu_fd, struct kvm_cpuid2 **ret, struct state_failure *f
 int vcpu_try_msr(int vcpu_fd, const struct kvm_msr_entry *e, struct state_failure *f);
 int vcpu_try_tsc_khz(const struct state_kvm *kvm, int vcpu_fd, const struct vcpu_image *im, struct state_failure *f);
 
+/* -- state-chips.c -- */
+
 int chips_capture(int vm_fd, struct chip_image *im, struct state_failure *f);
 int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f);
+
+/*
+ * A guest whose vCPU waits for a spinlock halts it, with interrupts off, until another kicks it (KVM_HC_KICK_CPU in the
+ * kernel's virt/kvm/x86/hypercalls.rst). KVM keeps a kick that comes before the HLT, but tells nobody of it: saved just
+ * then, the vCPU would halt for ever. So each that ran gets one, its chips loaded, and returns from its next HLT at once,
+ * which those that halt expect. One that was halted has had none: KVM would have told it to be running. The vCPU's LAPIC
+ * may be off; then no kick of the guest's can have come either, and this one goes nowhere.
+ */
+void vcpu_kick_again(int vm_fd, unsigned int apic_id, const struct vcpu_image *im);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * Images of vCPUs and chips out of KVM and into it.
+ * Images of vCPUs out of KVM and into it.
  *
  * Order of reading: MP state first, because reading it makes KVM act on a pending INIT or SIPI, which changes registers.
  * Order of loading: CPUID, which much of the rest is checked against; the frequency, before anything counts in it;
@@ -37,22 +37,18 @@ static const struct runtime_bits runtime_bits[] = {
     {.function = 0xd, .index = 1, .ebx = UINT32_MAX},
 };
 
-static int fail(struct state_failure *f, int err, const char *what)
+int state_kvm_fail(struct state_failure *f, int err, const char *what)
 {
     snprintf(f->text, sizeof(f->text), "%s: %s", what, strerrordesc_np(-err));
     return err;
 }
 
-static int call(int fd, unsigned long request, void *arg, const char *name, struct state_failure *f)
+int state_kvm_call(int fd, unsigned long request, void *arg, const char *name, struct state_failure *f)
 {
     int r = ioctl(fd, request, arg);
 
-    return r < 0 ? fail(f, -errno, name) : r;
+    return r < 0 ? state_kvm_fail(f, -errno, name) : r;
 }
-
-#define CALL(fd, request, arg, f) call(fd, request, arg, #request, f)
-/* KVM's requests that only set are declared to read. */
-#define CALL_SET(fd, request, arg, f) call(fd, request, (void *)(uintptr_t)(arg), #request, f)
 
 /* -- what KVM offers -- */
 
@@ -76,15 +72,15 @@ static int list_msrs(struct state_kvm *kvm, int kvm_fd, struct state_failure *f)
     int r = 0;
 
     if (ioctl(kvm_fd, KVM_GET_MSR_INDEX_LIST, &probe) < 0 && errno != E2BIG)
-        return fail(f, -errno, "KVM_GET_MSR_INDEX_LIST");
+        return state_kvm_fail(f, -errno, "KVM_GET_MSR_INDEX_LIST");
     if (probe.nmsrs > VCPU_MAX_MSRS)
-        return fail(f, -E2BIG, "KVM_GET_MSR_INDEX_LIST");
+        return state_kvm_fail(f, -E2BIG, "KVM_GET_MSR_INDEX_LIST");
     list = calloc(1, sizeof(*list) + probe.nmsrs * sizeof(list->indices[0]));
     /* One more for the TSC, in case the list is without. */
     kvm->msrs = calloc(probe.nmsrs + 1, sizeof(*kvm->msrs));
     if (!list || !kvm->msrs) {
         free(list);
-        return fail(f, -ENOMEM, "list of MSRs");
+        return state_kvm_fail(f, -ENOMEM, "list of MSRs");
     }
     list->nmsrs = probe.nmsrs;
     if (probe.nmsrs > 0)
@@ -123,7 +119,7 @@ int state_kvm_init(struct state_kvm *kvm, int kvm_fd, int vm_fd, int vcpu_fd, st
     };
     kvm->nested = kvm->nested_len >= sizeof(struct kvm_nested_state);
     if (kvm->xsave_len > VCPU_XSAVE_MAX || kvm->nested_len > VCPU_NESTED_MAX)
-        return fail(f, -E2BIG, "size of KVM's XSAVE area or nested state");
+        return state_kvm_fail(f, -E2BIG, "size of KVM's XSAVE area or nested state");
     r = list_msrs(kvm, kvm_fd, f);
     if (r < 0)
         state_kvm_clear(kvm);
@@ -164,7 +160,7 @@ static int capture_msrs(const struct state_kvm *kvm, int fd, struct vcpu_image *
 
     im->msrs = calloc(kvm->msr_count, sizeof(*im->msrs));
     if (!im->msrs)
-        return fail(f, -ENOMEM, "MSRs");
+        return state_kvm_fail(f, -ENOMEM, "MSRs");
     for (uint32_t at = 0; at < kvm->msr_count;) {
         uint32_t n = MIN(kvm->msr_count - at, MSR_BATCH);
         int done;
@@ -180,7 +176,7 @@ static int capture_msrs(const struct state_kvm *kvm, int fd, struct vcpu_image *
         im->msr_count += (uint32_t)done;
         at += (uint32_t)done + ((uint32_t)done < n);
     }
-    return vcpu_image_msr(im, MSR_TSC) ? 0 : fail(f, -ENOENT, "TSC");
+    return vcpu_image_msr(im, MSR_TSC) ? 0 : state_kvm_fail(f, -ENOENT, "TSC");
 }
 
 /* What KVM refuses to write is fine where it has that value already: some MSRs only tell what there is. */
@@ -275,7 +271,7 @@ int vcpu_get_cpuid(int fd, struct kvm_cpuid2 **ret, struct state_failure *f)
     int r;
 
     if (!t)
-        return fail(f, -ENOMEM, "CPUID");
+        return state_kvm_fail(f, -ENOMEM, "CPUID");
     r = CALL(fd, KVM_GET_CPUID2, t, f);
     if (r < 0) {
         free(t);
@@ -300,7 +296,7 @@ static int capture_cpuid(int fd, struct vcpu_image *im, struct state_failure *f)
         memcpy(im->cpuid, t->entries, t->nent * sizeof(*im->cpuid));
         im->cpuid_count = t->nent;
     } else {
-        r = fail(f, -ENOMEM, "CPUID");
+        r = state_kvm_fail(f, -ENOMEM, "CPUID");
     }
     free(t);
     return r;
@@ -349,7 +345,7 @@ static int apply_cpuid(int fd, const struct vcpu_image *im, struct state_failure
         return 0;
     t = cpuid_table(im->cpuid_count);
     if (!t)
-        return fail(f, -ENOMEM, "CPUID");
+        return state_kvm_fail(f, -ENOMEM, "CPUID");
     memcpy(t->entries, im->cpuid, im->cpuid_count * sizeof(t->entries[0]));
     r = CALL(fd, KVM_SET_CPUID2, t, f);
     free(t);
@@ -389,7 +385,7 @@ static int capture_xsave(const struct state_kvm *kvm, int fd, struct vcpu_image 
 {
     im->xsave = calloc(1, kvm->xsave_len);
     if (!im->xsave)
-        return fail(f, -ENOMEM, "XSAVE area");
+        return state_kvm_fail(f, -ENOMEM, "XSAVE area");
     im->xsave_len = kvm->xsave_len;
     if (kvm->xsave_len > sizeof(struct kvm_xsave))
         return CALL(fd, KVM_GET_XSAVE2, im->xsave, f);
@@ -408,7 +404,7 @@ static int apply_xsave(const struct state_kvm *kvm, int fd, const struct vcpu_im
     }
     area = calloc(1, kvm->xsave_len);
     if (!area)
-        return fail(f, -ENOMEM, "XSAVE area");
+        return state_kvm_fail(f, -ENOMEM, "XSAVE area");
     memcpy(area, im->xsave, im->xsave_len);
     r = CALL(fd, KVM_SET_XSAVE, area, f);
     free(area);
@@ -426,12 +422,12 @@ static int capture_nested(const struct state_kvm *kvm, int fd, struct vcpu_image
     im->nested_data = malloc(kvm->nested_len);
     if (!n || !im->nested_data) {
         free(n);
-        return fail(f, -ENOMEM, "nested state");
+        return state_kvm_fail(f, -ENOMEM, "nested state");
     }
     n->size = (uint32_t)kvm->nested_len;
     r = CALL(fd, KVM_GET_NESTED_STATE, n, f);
     if (r == 0 && (n->size < sizeof(*n) || n->size > kvm->nested_len))
-        r = fail(f, -EPROTO, "KVM_GET_NESTED_STATE");
+        r = state_kvm_fail(f, -EPROTO, "KVM_GET_NESTED_STATE");
     if (r == 0) {
         im->has_nested = true;
         im->nested_flags = n->flags;
@@ -454,11 +450,11 @@ static int apply_nested(const struct state_kvm *kvm, int fd, const struct vcpu_i
         return 0;
     if (!kvm->nested) {
         /* A vCPU that could have run guests, but runs none, is one that cannot. */
-        return im->nested_len == 0 ? 0 : fail(f, -ENOTSUP, "nested state");
+        return im->nested_len == 0 ? 0 : state_kvm_fail(f, -ENOTSUP, "nested state");
     }
     n = calloc(1, len);
     if (!n)
-        return fail(f, -ENOMEM, "nested state");
+        return state_kvm_fail(f, -ENOMEM, "nested state");
     n->flags = im->nested_flags;
     n->format = im->nested_format;
     n->size = (uint32_t)len;
@@ -521,7 +517,7 @@ int vcpu_tsc_apply(const struct state_kvm *kvm, const int *vcpu_fds, const struc
         return 0;
     r = get_tsc_offset(vcpu_fds[0], &offset, f);
     if (r == 0 && get_msr(vcpu_fds[0], MSR_TSC, &now) < 0)
-        r = fail(f, -ENOENT, "TSC");
+        r = state_kvm_fail(f, -ENOENT, "TSC");
     for (unsigned int i = 0; i < n && r == 0; i++)
         r = set_tsc_offset(vcpu_fds[i], offset + vcpu_image_msr(&images[i], MSR_TSC)->data - now, f);
     return r;
@@ -624,60 +620,6 @@ int vcpu_apply_timers(const struct state_kvm *kvm, int fd, const struct vcpu_ima
         r = CALL_SET(fd, KVM_SET_DEBUGREGS, &im->debug, f);
     /* Tell the guest that it was stopped, for its watchdogs' sake. KVM refuses where it uses no kvmclock. */
     if (r == 0 && kvm->clock_ctrl && ioctl(fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
-        r = fail(f, -errno, "KVM_KVMCLOCK_CTRL");
-    return r;
-}
-
-/* -- chips -- */
-
-static int get_chip(int vm_fd, uint32_t id, struct kvm_irqchip *chip, struct state_failure *f)
-{
-    *chip = (struct kvm_irqchip){.chip_id = id};
-    return CALL(vm_fd, KVM_GET_IRQCHIP, chip, f);
-}
-
-int chips_capture(int vm_fd, struct chip_image *im, struct state_failure *f)
-{
-    static const uint32_t pics[] = {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
-    struct kvm_clock_data clock = {0};
-    struct kvm_irqchip chip;
-    int r = 0;
-
-    *im = (struct chip_image){0};
-    for (size_t i = 0; i < ARRAY_SIZE(pics) && r == 0; i++) {
-        r = get_chip(vm_fd, pics[i], &chip, f);
-        if (r == 0)
-            im->pic[i] = chip.chip.pic;
-    }
-    if (r == 0)
-        r = get_chip(vm_fd, KVM_IRQCHIP_IOAPIC, &chip, f);
-    if (r == 0)
-        im->ioapic = chip.chip.ioapic;
-    if (r == 0)
-        r = CALL(vm_fd, KVM_GET_PIT2, &im->pit, f);
-    if (r == 0)
-        r = CALL(vm_fd, KVM_GET_CLOCK, &clock, f);
-    im->clock = clock.clock;
-    return r;
-}
-
-int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f)
-{
-    struct kvm_irqchip pic[2] = {{.chip_id = KVM_IRQCHIP_PIC_MASTER, .chip.pic = im->pic[0]},
-                                 {.chip_id = KVM_IRQCHIP_PIC_SLAVE, .chip.pic = im->pic[1]}};
-    struct kvm_irqchip ioapic = {.chip_id = KVM_IRQCHIP_IOAPIC, .chip.ioapic = im->ioapic};
-    /* Without flags: the clock goes on from there, also when real time has gone further. */
-    struct kvm_clock_data clock = {.clock = im->clock};
-    int r;
-
-    /* The timer first: one that still runs could raise its line in a chip that has just been loaded. */
-    r = CALL_SET(vm_fd, KVM_SET_PIT2, &im->pit, f);
-    for (size_t i = 0; i < ARRAY_SIZE(pic) && r == 0; i++)
-        r = CALL(vm_fd, KVM_SET_IRQCHIP, &pic[i], f);
-    /* Last, as it passes on what it has pending to LAPICs, which are loaded by now. */
-    if (r == 0)
-        r = CALL(vm_fd, KVM_SET_IRQCHIP, &ioapic, f);
-    if (r == 0)
-        r = CALL(vm_fd, KVM_SET_CLOCK, &clock, f);
+        r = state_kvm_fail(f, -errno, "KVM_KVMCLOCK_CTRL");
     return r;
 }

@@ -150,7 +150,10 @@ static int apply_all(const struct vm_image *im, struct mem *mem, unsigned int *v
         if (r < 0)
             return r;
     }
-    return chips_apply(im->kvm.vm_fd, &im->chips, f);
+    r = chips_apply(im->kvm.vm_fd, &im->chips, f);
+    for (unsigned int i = 0; i < im->cpus && r == 0; i++)
+        vcpu_kick_again(im->kvm.vm_fd, i, &im->vcpus[i]);
+    return r;
 }
 
 /* Let guest time go on since it was read. A clock of the peer's that makes no sense is held to a month. */

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <asm/kvm_para.h>
 #include <assert.h>
 #include <errno.h>
 #include <sched.h>
@@ -97,10 +98,15 @@ __asm__(".pushsection .rodata\n"
         "    movl $0, (%rax)\n"
         "    pop %rax\n"
         "    iretq\n"
+        ".balign 16\n"
+        "guest_halt:\n"
+        "    hlt\n"
+        "    movl $1, 64(%rdi)\n"
+        "    jmp 2b\n"
         "guest_end:\n"
         ".popsection\n");
 
-extern const uint8_t guest_code[], guest_timer[], guest_end[];
+extern const uint8_t guest_code[], guest_timer[], guest_halt[], guest_end[];
 
 static void put64(struct mem *mem, gpa_t gpa, uint64_t v)
 {
@@ -907,6 +913,113 @@ static void test_wall_clock_stays(void **state)
     guest_free(&g);
 }
 
+/* -- a kick on its way -- */
+
+static void offer_pv_unhalt(int fd, bool on)
+{
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 entries[256];
+    } table = {.head.nent = 256};
+    bool found = false;
+
+    ASK(fd, KVM_GET_CPUID2, &table);
+    for (uint32_t i = 0; i < table.head.nent; i++) {
+        if (table.entries[i].function != KVM_CPUID_FEATURES)
+            continue;
+        table.entries[i].eax &= ~(1u << KVM_FEATURE_PV_UNHALT);
+        table.entries[i].eax |= on ? 1u << KVM_FEATURE_PV_UNHALT : 0;
+        found = true;
+    }
+    assert_true(found);
+    ASK(fd, KVM_SET_CPUID2, &table);
+}
+
+/* In ring 0 with interrupts off: before a HLT, or in it. No timer ticks. */
+static void prepare_halt(struct vm *vm, unsigned int i, bool halted, bool pv_unhalt)
+{
+    int fd = vcpu_fd(vm_vcpu(vm, i));
+    struct kvm_mp_state mp = {halted ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE};
+    struct kvm_lapic_state lapic;
+    struct kvm_sregs s;
+    struct kvm_regs r = {.rip = CODE + (uint64_t)(guest_halt - guest_code) + (halted ? 1 : 0), .rflags = 2, .rdi = DATA(i)};
+
+    offer_pv_unhalt(fd, pv_unhalt);
+    prepare_vcpu(vm, i);
+    ASK(fd, KVM_GET_SREGS, &s);
+    s.cs = segment(0x08, 11, 0, true);
+    s.ds = s.es = s.fs = s.gs = s.ss = segment(0x10, 3, 0, false);
+    ASK(fd, KVM_SET_SREGS, &s);
+    ASK(fd, KVM_SET_REGS, &r);
+    ASK(fd, KVM_GET_LAPIC, &lapic);
+    set_lapic_reg(&lapic, 0x380, 0);
+    set_lapic_reg(&lapic, 0x320, 1u << 16);
+    ASK(fd, KVM_SET_LAPIC, &lapic);
+    ASK(fd, KVM_SET_MP_STATE, &mp);
+}
+
+static uint32_t mp_state(struct vm *vm, unsigned int i)
+{
+    struct kvm_mp_state mp;
+
+    ASK(vcpu_fd(vm_vcpu(vm, i)), KVM_GET_MP_STATE, &mp);
+    return mp.mp_state;
+}
+
+/* What its first vCPU comes to in another VM: that it went on behind its HLT (true), or stays in it. */
+static bool goes_on_elsewhere(struct guest *g)
+{
+    uint64_t end = clock_ns() + 60 * NSEC_PER_SEC;
+    bool went_on, halted;
+    struct guest h;
+    struct saved s;
+
+    save(g->vm, &s);
+    guest_new(&h);
+    copy_memory(g->mem, h.mem);
+    load(h.vm, &s);
+    saved_clear(&s);
+    /* One with a kick to come would say that it runs. */
+    assert_int_equal(mp_state(h.vm, 1), KVM_MP_STATE_HALTED);
+    assert_int_equal(vm_start(h.vm), 0);
+    do {
+        assert_true(clock_ns() < end);
+        vm_resume(h.vm);
+        sched_yield();
+        vm_pause(h.vm);
+        went_on = mailbox(h.mem, 0)->done;
+        halted = mp_state(h.vm, 0) == KVM_MP_STATE_HALTED;
+    } while (!went_on && !halted);
+    assert_int_equal(mp_state(h.vm, 1), KVM_MP_STATE_HALTED);
+    assert_int_equal(mailbox(h.mem, 1)->done, 0);
+    guest_free(&h);
+    return went_on;
+}
+
+/*
+ * A vCPU that has been kicked and is about to halt does not halt; KVM does not say that it was kicked. One that halts is
+ * left alone, and so is one whose guest knows no kicks.
+ */
+static void test_kick_on_its_way(void **state)
+{
+    struct kvm_msi kick = {.address_lo = 0xfee01000, .data = 0x300};
+    struct guest g;
+
+    if (no_kvm())
+        skip();
+    for (int pv_unhalt = 0; pv_unhalt <= 1; pv_unhalt++) {
+        guest_new(&g);
+        write_guest(g.mem);
+        prepare_halt(g.vm, 0, false, pv_unhalt);
+        prepare_halt(g.vm, 1, true, pv_unhalt);
+        assert_int_equal(goes_on_elsewhere(&g), pv_unhalt);
+        /* That those that halt need none: KVM tells when one has come. */
+        ASK(vm_fd(g.vm), KVM_SIGNAL_MSI, &kick);
+        assert_int_equal(mp_state(g.vm, 1), KVM_MP_STATE_RUNNABLE);
+        guest_free(&g);
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -918,6 +1031,7 @@ int main(void)
         cmocka_unit_test(test_differences),
         cmocka_unit_test(test_time_goes_on),
         cmocka_unit_test(test_wall_clock_stays),
+        cmocka_unit_test(test_kick_on_its_way),
     };
 
     log_init("test-vcpu-state", NULL);
