@@ -523,10 +523,13 @@ const char *machine_run_state_name(enum run_state state)
     return names[state];
 }
 
-void machine_stop(struct machine *m)
+int machine_stop(struct machine *m)
 {
+    if (m->state == RUN_STATE_FINISH_MIGRATE)
+        return -EPERM;
     if (m->state == RUN_STATE_RUNNING)
         halt(m, RUN_STATE_PAUSED);
+    return 0;
 }
 
 static int run(struct machine *m, const char **ret_why)

@@ -65,8 +65,11 @@ int machine_start(struct machine *m);
 enum run_state machine_run_state(const struct machine *m);
 const char *machine_run_state_name(enum run_state state);
 
-/* stop: running -> paused (a no-op in any state that is not running). */
-void machine_stop(struct machine *m);
+/*
+ * stop: running -> paused (a no-op in any state that is not running). -EPERM for a guest that is just leaving, which the target
+ * is about to run.
+ */
+int machine_stop(struct machine *m);
 /*
  * cont: -EPERM where the state does not allow it (after a shutdown or internal error: reset first), -errno where disks of a guest
  * that arrived, or left, cannot be claimed (-EBUSY: another process has one); the state stays. *ret_why is the text of it, the

@@ -9,7 +9,10 @@
 
 json_t *qmp_stop(struct qmp_request *req)
 {
-    machine_stop(req->machine);
+    if (machine_stop(req->machine) < 0) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot stop: the guest is about to leave");
+        return NULL;
+    }
     return json_object_new_object();
 }
 

@@ -210,6 +210,8 @@ static void test_run_state(void **state)
     peer_expect_next(e->p, "{'return':{}}");
     fake_machine_fail_kvm(e->f.machine, -EIO);
     env_expect_error(e, "system_reset", "{}", "cannot reset: Input/output error");
+    fake_machine_set_state(e->f.machine, RUN_STATE_FINISH_MIGRATE);
+    env_expect_error(e, "stop", "{}", "cannot stop: the guest is about to leave");
 
     env_expect_error(e, "system_powerdown", "{}", "the guest has not enabled the power button");
     fake_machine_enable_power_button(e->f.machine);
