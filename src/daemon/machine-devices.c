@@ -325,6 +325,19 @@ int machine_devices_sync(struct machine_devices *d)
     return 0;
 }
 
+unsigned int machine_devices_sync_fds(struct machine_devices *d, int *ret_fds, unsigned int max)
+{
+    unsigned int n = 0;
+
+    for (unsigned int i = 0; i < d->count && n < max; i++) {
+        int fd = d->entries[i].kind == DEVICE_DISK ? vblk_sync_fd(d->entries[i].device) : -1;
+
+        if (fd >= 0)
+            ret_fds[n++] = fd;
+    }
+    return n;
+}
+
 void machine_devices_yield(struct machine_devices *d)
 {
     for (unsigned int i = 0; i < d->count; i++)

@@ -50,6 +50,8 @@ void machine_devices_reset(struct machine_devices *d);
 #define MACHINE_CLAIM_ERROR_MAX 128
 int machine_devices_claim(struct machine_devices *d, char error[MACHINE_CLAIM_ERROR_MAX]);
 int machine_devices_sync(struct machine_devices *d);
+/* Descriptors as of disk_sync_fd, at most `max`, and how many. Main thread; also of a guest that runs. */
+unsigned int machine_devices_sync_fds(struct machine_devices *d, int *ret_fds, unsigned int max);
 void machine_devices_yield(struct machine_devices *d);
 void machine_devices_save(struct machine_devices *d, struct state_writer *w);
 /* As device_restore, of the first that fails. */

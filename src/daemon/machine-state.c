@@ -135,8 +135,7 @@ void machine_release(struct machine *m)
 
 static bool can_leave(enum run_state state)
 {
-    return state == RUN_STATE_RUNNING || state == RUN_STATE_PAUSED || state == RUN_STATE_PRELAUNCH ||
-           state == RUN_STATE_POSTMIGRATE;
+    return state == RUN_STATE_RUNNING || state == RUN_STATE_PAUSED || state == RUN_STATE_PRELAUNCH;
 }
 
 /*
@@ -152,7 +151,12 @@ static int sync_disks(struct machine *m)
     return r;
 }
 
-int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+unsigned int machine_sync_fds(struct machine *m, int *ret_fds, unsigned int max)
+{
+    return machine_devices_sync_fds(m->devices, ret_fds, max);
+}
+
+int machine_leave(struct machine *m, bool same_host, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
 {
     uint64_t start = clock_ns(), parked;
     int r;
@@ -163,14 +167,17 @@ int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, 
     parked = clock_ns();
     machine_guest_stop(m);
     *ret_pause_ns = parked - start;
-    /* What it asked for before it was stopped happens here, or it would be forgotten: a reset lets it run again. */
-    while (m->state == RUN_STATE_RUNNING && atomic_load(&m->requests)) {
+    /*
+     * What it asked for before it was stopped happens here, or it would be forgotten, or come when the guest is the target's: a reset
+     * lets it run again.
+     */
+    while (atomic_load(&m->requests)) {
         machine_take_requests(m);
         if (m->ended || !can_leave(m->state))
             return -ESHUTDOWN;
         machine_guest_stop(m);
     }
-    r = sync_disks(m);
+    r = same_host ? 0 : sync_disks(m);
     *ret_drain_ns = clock_ns() - parked;
     if (r < 0)
         return r;

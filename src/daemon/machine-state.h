@@ -35,11 +35,17 @@ void machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
 /*
- * The guest is to leave: stop it (STOP), write its disks out and go to finish-migrate. *ret_running: it ran. -ESHUTDOWN when
- * there is no guest to move any more (it powered off, it cannot go on); -errno of a disk, logged, and then it stays as it was.
- * How long vCPUs and devices took, in nanoseconds.
+ * Descriptors, the caller's, of the disks that machine_leave is to write out: fdatasync(2) of them, on any thread, leaves it
+ * less to do. At most `max`, and how many.
  */
-int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns);
+unsigned int machine_sync_fds(struct machine *m, int *ret_fds, unsigned int max);
+
+/*
+ * The guest is to leave: stop it (STOP), write its disks out unless it stays on this host, and go to finish-migrate.
+ * *ret_running: it ran. -ESHUTDOWN when there is no guest to move any more (it powered off, it cannot go on); -errno of a disk,
+ * logged, and then it stays as it was. How long vCPUs and devices took, in nanoseconds.
+ */
+int machine_leave(struct machine *m, bool same_host, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns);
 /* It stays after all: as before machine_leave (RESUME). */
 void machine_stay(struct machine *m);
 /* It is gone, and its disks are whoever's has it: postmigrate. With its memory (`memory`) it can never run here again. */

@@ -1,7 +1,14 @@
 /* What a guest that leaves needs of the daemon: from the migration's thread to the main loop. */
 #include "config.h"
 
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "base/clock.h"
+#include "base/fd.h"
+#include "base/util.h"
+#include "daemon/configuration.h"
 #include "daemon/consumers.h"
 #include "daemon/machine-state.h"
 #include "daemon/migration-guest.h"
@@ -63,6 +70,31 @@ static int source_save(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *r
     return r;
 }
 
+struct sync_arg {
+    int fds[CONFIG_MAX_DISKS];
+    unsigned int count;
+};
+
+static int open_for_sync(struct migration *mg, void *arg)
+{
+    struct sync_arg *a = arg;
+
+    a->count = machine_sync_fds(mg->machine, a->fds, ARRAY_SIZE(a->fds));
+    return 0;
+}
+
+/* On the migration's own thread: this is what may take long. */
+static void source_write_out(void *opaque)
+{
+    struct sync_arg a = {.count = 0};
+
+    (void)migration_on_main(opaque, open_for_sync, &a);
+    for (unsigned int i = 0; i < a.count; i++) {
+        (void)fdatasync(a.fds[i]);
+        fd_close(a.fds[i]);
+    }
+}
+
 struct leave_arg {
     bool run;
     struct mig_downtime *times;
@@ -72,7 +104,7 @@ static int leave(struct migration *mg, void *arg)
 {
     struct leave_arg *a = arg;
 
-    return machine_leave(mg->machine, &a->run, &a->times->pause, &a->times->drain);
+    return machine_leave(mg->machine, mg->local, &a->run, &a->times->pause, &a->times->drain);
 }
 
 static int source_stop(void *opaque, bool *ret_run, struct mig_downtime *times, struct mig_error *err)
@@ -80,8 +112,16 @@ static int source_stop(void *opaque, bool *ret_run, struct mig_downtime *times, 
     struct leave_arg a = {.times = times};
     int r = migration_on_main(opaque, leave, &a);
 
-    if (r < 0)
-        return mig_error(err, r, r == -ESHUTDOWN ? "there is no guest to move any more" : "the daemon is ending");
+    switch (r) {
+    case 0:
+        break;
+    case -ESHUTDOWN:
+        return mig_error(err, r, "there is no guest to move any more");
+    case -ECANCELED:
+        return mig_error(err, r, "the daemon is ending");
+    default:
+        return mig_error(err, r, "a disk cannot be written out: %s", strerrordesc_np(-r));
+    }
     *ret_run = a.run;
     return 0;
 }
@@ -106,9 +146,9 @@ static int left(struct migration *mg, void *arg)
     return 0;
 }
 
-static void source_give_away(void *opaque, bool needed)
+static int source_give_away(void *opaque, bool needed)
 {
-    (void)migration_on_main(opaque, left, &needed);
+    return migration_on_main(opaque, left, &needed);
 }
 
 static int source_status(struct migration *mg, void *arg)
@@ -188,6 +228,7 @@ static void source_throttle(void *opaque, unsigned int percent)
 
 const struct mig_source_ops migration_source_ops = {
     .facts = source_facts,
+    .write_out = source_write_out,
     .stop = source_stop,
     .save = source_save,
     .resume = source_resume,

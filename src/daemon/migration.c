@@ -139,8 +139,9 @@ static int check_start(struct migration *mg, const char *uri, bool local, char *
 
     if (source_runs(mg))
         return fail(error, -EBUSY, "there is a migration already");
-    if (state != RUN_STATE_RUNNING && state != RUN_STATE_PAUSED && state != RUN_STATE_PRELAUNCH &&
-        state != RUN_STATE_POSTMIGRATE) {
+    if (state == RUN_STATE_POSTMIGRATE)
+        return fail(error, -EPERM, "the guest was moved: it may run where it went (cont takes it back)");
+    if (state != RUN_STATE_RUNNING && state != RUN_STATE_PAUSED && state != RUN_STATE_PRELAUNCH) {
         snprintf(error, MIGRATION_ERROR_MAX, "a guest in state %s cannot be moved", machine_run_state_name(state));
         return -EPERM;
     }

@@ -35,6 +35,8 @@ struct disk {
     bool claimed;  /* the lock is held */
     bool shared;   /* another host may come to the same bytes, and not by this one's page cache */
     int direct_fd; /* or -1 */
+    int sync_fd;   /* for disk_sync_fd, or -1: what it is told of a failure the guest's flush is told as well */
+    int lost;      /* -errno: what was written is not on the disk, and the guest has not been told yet */
     uint32_t direct_align; /* as far as we know */
     bool no_discard, no_zero_range; /* the host told us that it cannot */
     struct iovec zeros[ZEROS_IOVECS]; /* all of them the same memory */
@@ -136,6 +138,20 @@ static int open_direct(struct disk *d)
     return r;
 }
 
+static int open_sync(struct disk *d)
+{
+    int r = 0;
+
+    if (!d->shared || d->info.read_only)
+        return 0;
+    d->sync_fd = open(d->path, O_RDWR | O_CLOEXEC);
+    if (d->sync_fd < 0) {
+        r = -errno;
+        log_err_errno(r, "disk %s: cannot be opened once more", d->path);
+    }
+    return r;
+}
+
 static int make_zeros(struct disk *d)
 {
     d->zeros_area = mmap(NULL, ZEROS_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -178,7 +194,7 @@ int disk_open(const struct disk_config *config, struct disk **ret)
 
     if (!d)
         return -ENOMEM;
-    d->fd = d->direct_fd = -1;
+    d->fd = d->direct_fd = d->sync_fd = -1;
     d->info.read_only = config->read_only;
     d->info.direct = config->direct;
     d->path = strdup(config->path);
@@ -195,6 +211,8 @@ int disk_open(const struct disk_config *config, struct disk **ret)
     d->shared = r == 0 && is_shared(d);
     if (r == 0)
         r = open_direct(d);
+    if (r == 0)
+        r = open_sync(d);
     if (r == 0)
         r = make_zeros(d);
     if (r == 0)
@@ -216,6 +234,7 @@ void disk_close(struct disk *d)
         d->backend->stop(d->backend_data);
     if (d->zeros_area)
         munmap(d->zeros_area, ZEROS_SIZE);
+    fd_close(d->sync_fd);
     fd_close(d->direct_fd);
     fd_close(d->fd);
     free(d->path);
@@ -269,9 +288,16 @@ int disk_sync(struct disk *d)
     if (!d->claimed || d->info.read_only || !d->shared)
         return 0;
     r = fdatasync(d->fd) < 0 ? -errno : 0;
-    if (r < 0)
+    if (r < 0) {
         log_err_errno(r, "disk %s: cannot be written out", d->path);
+        d->lost = r;
+    }
     return r;
+}
+
+int disk_sync_fd(const struct disk *d)
+{
+    return d->claimed && d->sync_fd >= 0 ? fcntl(d->sync_fd, F_DUPFD_CLOEXEC, 3) : -1;
 }
 
 void disk_yield(struct disk *d)
@@ -449,6 +475,11 @@ static int after_step(struct disk *d, struct disk_request *req, int64_t result)
         return after_transfer(d, req, result);
     if (result == -EOPNOTSUPP && req->step != DISK_STEP_SYNC)
         return after_unsupported(d, req);
+    /* The host tells of such a failure once, and disk_sync was told. */
+    if (result == 0 && req->step == DISK_STEP_SYNC) {
+        result = d->lost;
+        d->lost = 0;
+    }
     return (int)result;
 }
 

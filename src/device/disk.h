@@ -77,10 +77,15 @@ int disk_open(const struct disk_config *config, struct disk **ret);
  */
 int disk_claim(struct disk *d);
 /*
- * All that was written is where a process of another host, if one can open the image, finds it. 0 or -errno, logged. Nothing is
- * in flight.
+ * All that was written is where a process of another host, if one can open the image, finds it. 0 or -errno, logged; then the
+ * next flush fails, too. Nothing is in flight.
  */
 int disk_sync(struct disk *d);
+/*
+ * A descriptor, the caller's: fdatasync(2) of it, on any thread and with requests in flight, leaves less for disk_sync to do.
+ * Whether it fails is of no interest, as disk_sync and flushes are told by themselves. -1 where disk_sync has nothing to do.
+ */
+int disk_sync_fd(const struct disk *d);
 /* Let another process claim it; after disk_sync. Nothing is in flight. */
 void disk_yield(struct disk *d);
 /* Nothing is in flight. NULL is fine. */

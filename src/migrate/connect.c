@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/util.h"
 #include "migrate/stream.h"
 
 #define BACKLOG 32
@@ -61,27 +62,29 @@ int mig_uri_host(const char *uri, char *host, size_t size, struct mig_error *err
     return r;
 }
 
-static int wait_connected(int fd, unsigned int timeout_ms)
+static int wait_connected(int fd, unsigned int timeout_ms, int wake_fd)
 {
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    struct pollfd p[] = {{.fd = fd, .events = POLLOUT}, {.fd = wake_fd, .events = POLLIN}};
     socklen_t len = sizeof(int);
-    int error = 0, r = poll(&p, 1, (int)timeout_ms);
+    int error = 0, r = poll(p, ARRAY_SIZE(p), (int)timeout_ms);
 
     if (r <= 0)
         return r == 0 ? -ETIMEDOUT : -errno;
+    if (p[1].revents)
+        return -ECANCELED;
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
         return -errno;
     return -error;
 }
 
-static int connect_to(const struct sockaddr *addr, socklen_t len, unsigned int timeout_ms)
+static int connect_to(const struct sockaddr *addr, socklen_t len, unsigned int timeout_ms, int wake_fd)
 {
     int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), r = 0;
 
     if (fd < 0)
         return -errno;
     if (connect(fd, addr, len) < 0)
-        r = errno == EINPROGRESS ? wait_connected(fd, timeout_ms) : -errno;
+        r = errno == EINPROGRESS ? wait_connected(fd, timeout_ms, wake_fd) : -errno;
     if (r < 0) {
         close(fd);
         return r;
@@ -89,7 +92,7 @@ static int connect_to(const struct sockaddr *addr, socklen_t len, unsigned int t
     return fd;
 }
 
-static int connect_unix(const char *path, unsigned int timeout_ms, struct mig_error *err)
+static int connect_unix(const char *path, unsigned int timeout_ms, int wake_fd, struct mig_error *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     int fd;
@@ -97,29 +100,29 @@ static int connect_unix(const char *path, unsigned int timeout_ms, struct mig_er
     if (!*path || strlen(path) > UNIX_PATH_MAX_LEN)
         return mig_error(err, -EINVAL, "address unix:%.80s: a path has 1 to %zu bytes", path, UNIX_PATH_MAX_LEN);
     strcpy(addr.sun_path, path);
-    fd = connect_to((const struct sockaddr *)&addr, sizeof(addr), timeout_ms);
+    fd = connect_to((const struct sockaddr *)&addr, sizeof(addr), timeout_ms, wake_fd);
     return fd >= 0 ? fd : mig_error(err, fd, "address unix:%.80s: %s", path, strerrordesc_np(-fd));
 }
 
-static int connect_tcp(const char *text, unsigned int timeout_ms, struct mig_error *err)
+static int connect_tcp(const char *text, unsigned int timeout_ms, int wake_fd, struct mig_error *err)
 {
     struct addrinfo *list;
     int fd = -EHOSTUNREACH, r = resolve(text, false, &list, err);
 
     if (r < 0)
         return r;
-    for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
-        fd = connect_to(a->ai_addr, a->ai_addrlen, timeout_ms);
+    for (struct addrinfo *a = list; a && fd < 0 && fd != -ECANCELED; a = a->ai_next)
+        fd = connect_to(a->ai_addr, a->ai_addrlen, timeout_ms, wake_fd);
     freeaddrinfo(list);
     return fd >= 0 ? fd : mig_error(err, fd, "address tcp:%.80s: %s", text, strerrordesc_np(-fd));
 }
 
-int mig_connect(const char *uri, unsigned int timeout_ms, struct mig_error *err)
+int mig_connect(const char *uri, unsigned int timeout_ms, int wake_fd, struct mig_error *err)
 {
     if (strncmp(uri, "tcp:", 4) == 0)
-        return connect_tcp(uri + 4, timeout_ms, err);
+        return connect_tcp(uri + 4, timeout_ms, wake_fd, err);
     if (strncmp(uri, "unix:", 5) == 0)
-        return connect_unix(uri + 5, timeout_ms, err);
+        return connect_unix(uri + 5, timeout_ms, wake_fd, err);
     return mig_error(err, -EINVAL, "address %.80s: none of tcp:HOST:PORT, unix:PATH, fd:NAME", uri);
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/thread.h"
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
@@ -19,6 +20,7 @@ void mig_break(struct mig_source *s, const struct mig_error *err)
     if (err && !s->broken)
         s->error = *err;
     __atomic_store_n(&s->broken, true, __ATOMIC_RELAXED);
+    fd_event_signal(s->wake_fd);
     for (unsigned int i = 0; i < s->channels; i++)
         if (s->senders[i].connected)
             mig_stream_break(&s->senders[i].stream);
@@ -76,6 +78,19 @@ bool mig_work_wait(struct mig_source *s, int64_t pages)
     pthread_mutex_lock(&s->lock);
     __atomic_store_n(&s->wanted_left, pages, __ATOMIC_RELAXED);
     while (!s->broken && !s->postcopy_now && atomic_load(&s->left) > pages)
+        pthread_cond_wait(&s->done, &s->lock);
+    fine = !s->broken;
+    pthread_mutex_unlock(&s->lock);
+    return fine;
+}
+
+bool mig_work_sent(struct mig_source *s)
+{
+    bool fine;
+
+    pthread_mutex_lock(&s->lock);
+    __atomic_store_n(&s->wanted_left, 0, __ATOMIC_RELAXED);
+    while (!s->broken && !s->postcopy_now && (atomic_load(&s->left) > 0 || s->idle < s->channels))
         pthread_cond_wait(&s->done, &s->lock);
     fine = !s->broken;
     pthread_mutex_unlock(&s->lock);
@@ -300,8 +315,11 @@ static bool next_work(struct mig_sender *c, uint64_t *generation, bool *finish)
     bool go_on;
 
     pthread_mutex_lock(&s->lock);
+    s->idle++;
+    pthread_cond_signal(&s->done);
     while (!s->broken && !s->finishing && s->generation == *generation)
         pthread_cond_wait(&s->wake, &s->lock);
+    s->idle--;
     *generation = s->generation;
     *finish = s->finishing;
     go_on = !s->broken && !c->ended;

@@ -54,6 +54,8 @@ struct mig_source {
     pthread_mutex_t lock; /* protects what follows, up to the senders */
     pthread_cond_t wake;  /* senders wait: work, parameters or end */
     pthread_cond_t done;  /* the coordinator waits: work has become little, or something failed */
+    int wake_fd;          /* can be read when broken: who connects waits for it */
+    unsigned int idle;    /* senders that wait for work */
     uint64_t generation;  /* of the work */
     int64_t wanted_left;  /* the coordinator waits for `left` to come down to this */
     bool finishing;       /* what is there now is all: send END */
@@ -61,6 +63,7 @@ struct mig_source {
     bool broken;          /* cancelled or failed; streams are shut down */
     bool cancelled;
     bool committed; /* too late to cancel */
+    bool runs_there; /* the target was heard to run the guest */
     bool go_on;     /* pre-switchover is over */
     bool postcopy_now; /* somebody wants post-copy */
     bool closing;   /* it is being freed */
@@ -91,6 +94,7 @@ struct mig_source {
     uint64_t who_ns;         /* when it was asked last who writes */
     bool logging;
     uint64_t round_ns, round_sent, round_pages; /* when and with what it began */
+    uint64_t idle_ns;        /* of it, in which nothing was to be sent */
     unsigned int round_channels, throttled;
     uint64_t rtt_ns;
     uint64_t session;
@@ -117,6 +121,11 @@ void mig_senders_join(struct mig_source *s);
 void mig_work_add(struct mig_source *s, const uint64_t *bits);
 /* Wait until at most `pages` are left; false when the migration is broken. */
 bool mig_work_wait(struct mig_source *s, int64_t pages);
+/*
+ * Wait until all of it was sent and no sender uses its channel, as they do not until there is more; false as above. Also until
+ * somebody wants post-copy, and then neither is sure.
+ */
+bool mig_work_sent(struct mig_source *s);
 /* All pages out on all channels, END after them; false as above. */
 bool mig_senders_finish(struct mig_source *s);
 
@@ -129,11 +138,12 @@ uint64_t mig_bytes_sent(const struct mig_source *s);
 uint64_t mig_bytes_moved(struct mig_source *s);
 
 /*
- * source-postcopy.c, coordinator: put what is not sent yet off, the guest still running; tell what the last harvest found; answer
- * requests until a frame of that type comes; and, once the target has the guest, until it has all of it. `r`, *err: how
- * the switchover went. The last gives 0, or -errno when this side ends before.
+ * source-postcopy.c, coordinator: put what is not sent yet off, the guest still running, and once more when it has run on for a
+ * while; tell what the last harvest found; answer requests until a frame of that type comes; and, once the target has the guest,
+ * until it has all of it. `r`, *err: how the switchover went. The last gives 0, or -errno when this side ends before.
  */
 int mig_postcopy_begin(struct mig_source *s, struct mig_error *err);
+int mig_postcopy_catch_up(struct mig_source *s, struct mig_error *err);
 int mig_postcopy_last_pages(struct mig_source *s, struct mig_error *err);
 int mig_postcopy_expect(struct mig_source *s, enum mig_type type, struct mig_frame *ret, struct mig_error *err);
 int mig_postcopy_run(struct mig_source *s, int r, struct mig_error *err);
@@ -153,7 +163,9 @@ int mig_expect(struct mig_source *s, unsigned int channel, enum mig_type type, s
 
 /* source-rounds.c, coordinator: log what is written, all pages but those that were never touched are work. */
 int mig_rounds_begin(struct mig_source *s, struct mig_error *err);
-/* Pre-copy until the rest fits into the downtime limit, or is left for post-copy. */
+/*
+ * Pre-copy until the rest fits into the downtime limit, or is left for post-copy; once more when it was not used then.
+ */
 int mig_rounds(struct mig_source *s, struct mig_error *err);
 /* Move what was written since the last time into s->fresh, which was emptied. */
 int mig_harvest(struct mig_source *s, struct mig_error *err);

@@ -19,7 +19,9 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/fd.h"
 #include "base/thread.h"
+#include "base/util.h"
 #include "migrate/source-internal.h"
 
 /* Pages behind one that is asked for that go with it, if they are absent too. */
@@ -48,14 +50,17 @@ static bool next_request(struct mig_source *s, pfn_t *ret)
     return some;
 }
 
-/* The page and some behind it, unless they are on their way already. */
+/*
+ * The page, and some behind it unless they are on their way already. The page itself goes also when another channel has taken it
+ * up: it may wait there for its turn, behind others or for bandwidth. The target takes the first that comes.
+ */
 static int send_request(struct mig_sender *c, pfn_t page, struct mig_error *err)
 {
     struct mig_source *s = c->source;
     struct mig_batch b = {.run_count = 0};
     uint64_t mask = ((UINT64_C(1) << AHEAD_PAGES) - 1) << (page % 64);
     uint64_t bits = __atomic_fetch_and(&s->work[page / 64], ~mask, __ATOMIC_SEQ_CST) & mask;
-    int r = mig_batch_add_word(c, page / 64, bits, &b, err);
+    int r = mig_batch_add_word(c, page / 64, bits | UINT64_C(1) << (page % 64), &b, err);
 
     if (r == 0 && b.run_count > 0)
         r = mig_batch_send(c, &b, err);
@@ -138,6 +143,17 @@ static int announce(struct mig_source *s, const struct page_set *pages, struct m
     return mig_send_map(&s->senders[0].stream, MIG_ABSENT, pages->map, s->words, err);
 }
 
+/* Also that nothing does: it is how the target knows that this is post-copy, and answers accordingly. */
+static int announce_first(struct mig_source *s, struct mig_error *err)
+{
+    static const uint64_t none[1];
+    uint8_t buf[MIG_MAP_FIXED + sizeof(none)];
+
+    if (s->absent.pages > 0)
+        return announce(s, &s->absent, err);
+    return mig_send_frame(&s->senders[0].stream, MIG_ABSENT, buf, mig_map_put(0, none, ARRAY_SIZE(none), buf), err);
+}
+
 int mig_postcopy_begin(struct mig_source *s, struct mig_error *err)
 {
     int r;
@@ -154,7 +170,16 @@ int mig_postcopy_begin(struct mig_source *s, struct mig_error *err)
     s->report.held = 0;
     pthread_mutex_unlock(&s->lock);
     /* Most of what is absent the target makes room for while the guest still runs here. */
-    r = announce(s, &s->absent, err);
+    r = announce_first(s, err);
+    return r < 0 ? r : mig_flush_channel(s, 0, err);
+}
+
+int mig_postcopy_catch_up(struct mig_source *s, struct mig_error *err)
+{
+    int r = mig_harvest(s, err);
+
+    if (r == 0)
+        r = announce(s, &s->fresh, err);
     return r < 0 ? r : mig_flush_channel(s, 0, err);
 }
 
@@ -248,21 +273,24 @@ static void drop_connections(struct mig_source *s)
 /* Until somebody says where to connect; -ECANCELED: it will not be. */
 static int wait_for_recover(struct mig_source *s, struct mig_error *err)
 {
+    bool ending;
     int r = 0;
 
     mig_break(s, err);
     drop_connections(s);
     pthread_mutex_lock(&s->lock);
     if (!s->closing)
-        snprintf(s->report.why, sizeof(s->report.why), "lost the target, where the guest runs without all of its memory: %.200s",
-                 s->error.text);
+        snprintf(s->report.why, sizeof(s->report.why), "lost the target, where the guest %s without all of its memory: %.200s",
+                 s->runs_there ? "runs" : "may be running", s->error.text);
+    ending = s->closing;
     pthread_mutex_unlock(&s->lock);
-    log_err("migration: %s", s->report.why);
+    if (!ending)
+        log_err("migration: %s", s->report.why);
     mig_set_status(s, MIG_STATUS_POSTCOPY_PAUSED);
     pthread_mutex_lock(&s->lock);
-    while (!s->closing && !s->recover_uri)
+    while (!s->closing && !s->cancelled && !s->recover_uri)
         pthread_cond_wait(&s->done, &s->lock);
-    if (s->closing) {
+    if (s->closing || s->cancelled) {
         r = -ECANCELED;
     } else {
         free(s->uri);
@@ -270,6 +298,7 @@ static int wait_for_recover(struct mig_source *s, struct mig_error *err)
         free(s->tls_host);
         s->tls_host = take_ptr(s->recover_host);
         s->broken = false;
+        fd_event_clear(s->wake_fd);
         s->error = (struct mig_error){""};
     }
     pthread_mutex_unlock(&s->lock);
@@ -341,6 +370,7 @@ static int reconnect(struct mig_source *s, struct mig_error *err)
     mig_work_add(s, s->absent.map);
     set_served(s, false);
     pthread_mutex_lock(&s->lock);
+    s->runs_there = true;
     s->report.recoveries++;
     s->report.why[0] = '\0';
     pthread_mutex_unlock(&s->lock);
@@ -348,6 +378,17 @@ static int reconnect(struct mig_source *s, struct mig_error *err)
 }
 
 /* -- until the target has all ------------------------------------------------- */
+
+/* This side ends, or is told to, before the target has all. */
+static int give_up(struct mig_source *s, struct mig_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    if (!s->runs_there)
+        snprintf(s->report.why, sizeof(s->report.why),
+                 "given up after the target was told to run the guest and did not answer: it may be running there");
+    pthread_mutex_unlock(&s->lock);
+    return mig_error(err, -ECANCELED, "ended while the target lacked a part of the guest's memory: the guest is lost there");
+}
 
 static void note_end(struct mig_source *s)
 {
@@ -371,7 +412,7 @@ int mig_postcopy_run(struct mig_source *s, int r, struct mig_error *err)
     while (r < 0 && !s->whole) {
         r = wait_for_recover(s, err);
         if (r < 0)
-            return mig_error(err, r, "ended while the target lacked a part of the guest's memory: the guest is lost there");
+            return give_up(s, err);
         r = reconnect(s, err);
         if (r == 0)
             r = serve(s, err);

@@ -63,6 +63,8 @@ int mig_rounds_begin(struct mig_source *s, struct mig_error *err)
     mig_work_add(s, s->fresh.map);
     s->round_pages = mem_pages(s->config.mem) - skipped;
     page_set_clear(&s->fresh);
+    s->round_ns = clock_ns();
+    s->round_sent = mig_bytes_moved(s);
     return 0;
 }
 
@@ -108,6 +110,7 @@ static void sort_fresh(struct mig_source *s, uint64_t room)
 static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64_t dirtied, uint64_t last_ns)
 {
     uint64_t sent = mig_bytes_moved(s) - s->round_sent, ns = MAX(now - s->round_ns, UINT64_C(1));
+    uint64_t sending_ns = ns > s->idle_ns ? ns - s->idle_ns : 1;
     struct mig_report *r = &s->report;
     struct mig_trend t = {
         .memory = bytes_to_pages(r->memory),
@@ -121,7 +124,7 @@ static struct mig_trend measure_round(struct mig_source *s, uint64_t now, uint64
         .dirtied = dirtied,
         .ns = ns,
         .dirty_rate = (uint64_t)((unsigned __int128)dirtied * NSEC_PER_SEC / ns),
-        .throughput = (uint64_t)((unsigned __int128)sent * NSEC_PER_SEC / ns),
+        .throughput = (uint64_t)((unsigned __int128)sent * NSEC_PER_SEC / sending_ns),
     };
     r->dirty_rate = round->dirty_rate;
     /* A short round says little of what the channel can do; one without pages nothing. */
@@ -192,6 +195,7 @@ static int run_round(struct mig_source *s, uint64_t last_ns, bool *ret_fits, str
     pthread_mutex_unlock(&s->lock);
     s->round_ns = now;
     s->round_sent = mig_bytes_moved(s);
+    s->idle_ns = 0;
     sort_fresh(s, budget_pages(s, throughput) / 2);
     mig_work_add(s, s->to_send.map);
     left = atomic_load(&s->left);
@@ -211,6 +215,11 @@ void mig_set_throttle(struct mig_source *s, unsigned int percent)
     s->config.ops->throttle(s->config.opaque, percent);
 }
 
+static unsigned int most_throttle(const struct mig_parameters *p)
+{
+    return p->max_throttle ? p->max_throttle : MIG_THROTTLE_DEFAULT;
+}
+
 /* Take more of the guest's time; false when it is as much as may be. */
 static bool throttle_more(struct mig_source *s, unsigned int most)
 {
@@ -218,6 +227,18 @@ static bool throttle_more(struct mig_source *s, unsigned int most)
         return false;
     mig_set_throttle(s, MIN(s->throttled ? s->throttled + THROTTLE_STEP : THROTTLE_FIRST, most));
     return true;
+}
+
+/* Somebody may want less of it by now, or none. */
+static void follow_throttle(struct mig_source *s)
+{
+    unsigned int most;
+
+    pthread_mutex_lock(&s->lock);
+    most = s->parameters.strategy == MIG_STRATEGY_THROTTLE ? most_throttle(&s->parameters) : 0;
+    pthread_mutex_unlock(&s->lock);
+    if (s->throttled > most)
+        mig_set_throttle(s, most);
 }
 
 /* What to do about a guest that does not converge; *ret_stop: switch over now. */
@@ -229,7 +250,7 @@ static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *
 
     pthread_mutex_lock(&s->lock);
     strategy = s->parameters.strategy;
-    most = s->parameters.max_throttle ? s->parameters.max_throttle : MIG_THROTTLE_DEFAULT;
+    most = most_throttle(&s->parameters);
     pthread_mutex_unlock(&s->lock);
     switch (strategy) {
     case MIG_STRATEGY_POSTCOPY:
@@ -255,14 +276,10 @@ static int ask_strategy(struct mig_source *s, bool *ret_stop, struct mig_error *
                      throttled, s->report.dirty_rate, s->report.throughput, s->report.expected_downtime_ns / NSEC_PER_MSEC);
 }
 
-/* What was sent may wait in buffers on the way, and would count as downtime: wait until the target has it. */
-static int flush(struct mig_source *s, struct mig_error *err)
+static void write_out(struct mig_source *s)
 {
-    int r = mig_work_wait(s, 0) ? 0 : -ECANCELED;
-
-    for (unsigned int i = 0; i < s->channels && r == 0; i++)
-        r = mig_flush_channel(s, i, err);
-    return r;
+    if (s->config.ops->write_out)
+        s->config.ops->write_out(s->config.opaque);
 }
 
 static bool wants_postcopy(struct mig_source *s)
@@ -273,6 +290,18 @@ static bool wants_postcopy(struct mig_source *s)
     now = s->postcopy_now;
     pthread_mutex_unlock(&s->lock);
     return now;
+}
+
+/* What was sent may wait in buffers on the way, and would count as downtime: wait until the target has it. */
+static int flush(struct mig_source *s, struct mig_error *err)
+{
+    int r = mig_work_sent(s) ? 0 : -ECANCELED;
+
+    if (r == 0 && wants_postcopy(s))
+        return 0;
+    for (unsigned int i = 0; i < s->channels && r == 0; i++)
+        r = mig_flush_channel(s, i, err);
+    return r;
 }
 
 /* Whether rounds have brought it nearer to the end lately. */
@@ -301,16 +330,17 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
 {
     struct patience patience = {.best = UINT64_MAX, .best_ns = clock_ns()};
     bool fits = false, stop = false, flushed = false, good, enough;
-    uint64_t last = UINT64_MAX;
+    uint64_t last = UINT64_MAX, start;
     int r = 0;
 
-    s->round_ns = clock_ns();
-    s->round_sent = mig_bytes_moved(s);
+    /* While pages are sent. What is written from now on is little, and comes when all but the switchover is done. */
+    write_out(s);
     while (r == 0 && !stop) {
         if (wants_postcopy(s)) {
             s->put_off = true;
             break;
         }
+        follow_throttle(s);
         r = run_round(s, last, &fits, err);
         if (r < 0 || (fits && flushed))
             break;
@@ -319,6 +349,10 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
         flushed = good || (fits && enough);
         if (flushed) {
             r = flush(s, err);
+            start = clock_ns();
+            if (r == 0)
+                write_out(s);
+            s->idle_ns += clock_ns() - start;
             continue;
         }
         last = s->report.expected_downtime_ns;
@@ -327,5 +361,7 @@ int mig_rounds(struct mig_source *s, struct mig_error *err)
         /* The shortest round, so that a guest that writes little is not harvested without end. */
         mig_rest(s, s->round_ns + MIG_ROUND_MIN_NS);
     }
+    if (r == 0 && !flushed)
+        write_out(s);
     return r;
 }

@@ -19,6 +19,7 @@
 #define CONNECT_TIMEOUT_MS 10000
 /* How long the target may take to look at what it was told, and one write in pre-copy. */
 #define ANSWER_TIMEOUT_MS 60000
+#define REASON_TIMEOUT_MS 1000
 
 /* -- status and report -- */
 
@@ -87,7 +88,7 @@ int mig_connect_channel(struct mig_source *s, unsigned int index, struct mig_err
     struct mig_hello hello = {
         .version = MIG_VERSION, .channel = (uint16_t)index, .channels = (uint16_t)s->channels, .session = s->session};
     struct mig_sender *c = &s->senders[index];
-    int r, fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, err) : take_fd(s->config.fd);
+    int r, fd = s->config.uri ? mig_connect(s->uri, CONNECT_TIMEOUT_MS, s->wake_fd, err) : take_fd(s->config.fd);
 
     if (fd < 0)
         return fd;
@@ -135,8 +136,9 @@ int mig_flush_channel(struct mig_source *s, unsigned int channel, struct mig_err
         r = mig_expect(s, channel, MIG_PONG, &f, err);
     if (r == 0 && le64_get(f.payload) != start)
         r = mig_error(err, -EBADMSG, "pong: not what was sent");
+    /* What was on the way before it took time as well. */
     if (r == 0 && channel == 0)
-        s->rtt_ns = clock_ns() - start;
+        s->rtt_ns = MIN(s->rtt_ns, clock_ns() - start);
     return r;
 }
 
@@ -178,20 +180,39 @@ static int set_up(struct mig_source *s, struct mig_error *err)
 
 /* -- the whole of it -- */
 
+/* Until a switchover is short enough, or the rest is left for post-copy. */
+static int converge(struct mig_source *s, struct mig_error *err)
+{
+    int r = mig_rounds(s, err);
+
+    return r == 0 && s->put_off ? mig_postcopy_begin(s, err) : r;
+}
+
 /* pause-before-switchover: until somebody says to go on. */
 static int wait_for_go(struct mig_source *s)
 {
+    uint64_t start = clock_ns();
     bool go;
 
-    if (!s->parameters.pause_before_switchover)
-        return 0;
     mig_set_status(s, MIG_STATUS_PRE_SWITCHOVER);
     pthread_mutex_lock(&s->lock);
     while (!s->go_on && !s->broken)
         pthread_cond_wait(&s->done, &s->lock);
     go = !s->broken;
     pthread_mutex_unlock(&s->lock);
+    s->idle_ns += clock_ns() - start;
     return go ? 0 : -ECANCELED;
+}
+
+/* The guest has gone on writing while it was waited for. */
+static int pause_before_switchover(struct mig_source *s, struct mig_error *err)
+{
+    int r = wait_for_go(s);
+
+    if (r < 0 || s->config.local)
+        return r;
+    mig_set_status(s, MIG_STATUS_ACTIVE);
+    return s->postcopy ? mig_postcopy_catch_up(s, err) : converge(s, err);
 }
 
 static int migrate(struct mig_source *s, struct mig_error *err)
@@ -210,22 +231,37 @@ static int migrate(struct mig_source *s, struct mig_error *err)
         if (r == 0)
             r = mig_senders_start(s);
         if (r == 0)
-            r = mig_rounds(s, err);
+            r = converge(s, err);
     }
-    if (r == 0 && s->put_off)
-        r = mig_postcopy_begin(s, err);
-    if (r == 0)
-        r = wait_for_go(s);
+    if (r == 0 && s->parameters.pause_before_switchover)
+        r = pause_before_switchover(s, err);
     if (r < 0)
         return r;
     r = mig_switchover(s, err);
     return s->postcopy && s->committed ? mig_postcopy_run(s, r, err) : r;
 }
 
+/* Where it is this side that gives up, and the connection works: between what else is sent on it. */
+static void say_why(struct mig_source *s, const struct mig_error *err)
+{
+    struct mig_error unheard = {""};
+    bool can;
+
+    pthread_mutex_lock(&s->lock);
+    can = !s->broken && !s->committed && s->report.status != MIG_STATUS_SETUP;
+    pthread_mutex_unlock(&s->lock);
+    if (!can)
+        return;
+    mig_stream_set_timeout(&s->senders[0].stream, REASON_TIMEOUT_MS);
+    (void)mig_send_frame(&s->senders[0].stream, MIG_CANCEL, err->text, strlen(err->text), &unheard);
+}
+
 static void finish(struct mig_source *s, int r, struct mig_error *err)
 {
     enum mig_status status = r == 0 ? MIG_STATUS_COMPLETED : MIG_STATUS_FAILED;
 
+    if (r < 0)
+        say_why(s, err);
     mig_break(s, NULL);
     mig_senders_join(s);
     if (s->throttled)
@@ -277,6 +313,7 @@ static int allocate(struct mig_source *s)
     pthread_cond_init(&s->wake, &monotonic);
     pthread_cond_init(&s->done, &monotonic);
     pthread_condattr_destroy(&monotonic);
+    s->wake_fd = fd_eventfd();
     s->words = bitmap_words(pages);
     s->work = calloc(s->words, sizeof(*s->work));
     s->present = calloc(s->words, sizeof(*s->present));
@@ -284,6 +321,8 @@ static int allocate(struct mig_source *s)
         s->uri = strdup(s->config.uri);
     if (s->config.tls_host)
         s->tls_host = strdup(s->config.tls_host);
+    if (s->wake_fd < 0)
+        return s->wake_fd;
     if (!s->work || !s->present || (s->config.uri && !s->uri) || (s->config.tls_host && !s->tls_host))
         return -ENOMEM;
     r = page_set_init(&s->fresh, pages);
@@ -316,6 +355,7 @@ int mig_source_start(const struct mig_source_config *config, struct mig_source *
     s->channels = config->local || !config->uri ? 1 : MIN(config->parameters.channels, MIG_MAX_CHANNELS);
     s->channels = MAX(s->channels, 1u);
     s->started_ns = clock_ns();
+    s->rtt_ns = UINT64_MAX;
     s->report.status = MIG_STATUS_SETUP;
     s->config.parameters.postcopy &= !config->local && config->uri;
     if (s->config.parameters.postcopy)
@@ -346,7 +386,8 @@ void mig_source_cancel(struct mig_source *s)
     bool late;
 
     pthread_mutex_lock(&s->lock);
-    late = s->over || s->committed;
+    /* A target that was never heard to run the guest may have ended before: who knows that it has may give it up. */
+    late = s->over || (s->committed && (s->runs_there || s->report.status != MIG_STATUS_POSTCOPY_PAUSED));
     s->cancelled |= !late;
     if (!late)
         s->report.status = MIG_STATUS_CANCELLING;
@@ -444,6 +485,7 @@ void mig_source_free(struct mig_source *s)
         mig_packer_free(s->senders[i].packer);
     }
     fd_close(s->config.fd);
+    fd_close(s->wake_fd);
     page_set_free(&s->fresh);
     page_set_free(&s->held);
     page_set_free(&s->before);

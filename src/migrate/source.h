@@ -47,6 +47,8 @@ struct mig_source_ops {
      * 0 or -errno.
      */
     int (*facts)(void *opaque, uint8_t **ret, size_t *ret_len);
+    /* Do, of what `stop` would take time for, as much as can be done while the guest runs. May take long. NULL: nothing. */
+    void (*write_out)(void *opaque);
     /*
      * Stop the guest for the switchover, *ret_run telling whether it ran; fill in pause and drain. -errno with *err when it
      * has ended meanwhile.
@@ -56,8 +58,11 @@ struct mig_source_ops {
     int (*save)(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *ret_captured_ns);
     /* The switchover failed: go on as before. */
     void (*resume)(void *opaque);
-    /* The target may have the guest from here on: it must not run here by itself any more. needed: its memory, until all is over. */
-    void (*give_away)(void *opaque, bool needed);
+    /*
+     * The target may have the guest from here on: it must not run here by itself any more. needed: its memory, until all is over.
+     * -errno: it was not done, and the target is not told to take it.
+     */
+    int (*give_away)(void *opaque, bool needed);
     /* Take `percent` of the guest's time (0: none), best that of whom `who` named last; MIG_STRATEGY_THROTTLE. NULL: cannot
      * be done. */
     void (*throttle)(void *opaque, unsigned int percent);

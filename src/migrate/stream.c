@@ -77,9 +77,15 @@ void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
     (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
 }
 
+void mig_stream_set_deadline(struct mig_stream *s, uint64_t ns)
+{
+    __atomic_store_n(&s->deadline_ns, ns, __ATOMIC_RELAXED);
+}
+
 void mig_stream_watch(struct mig_stream *s, unsigned int ms)
 {
     mig_stream_set_timeout(s, 0);
+    mig_stream_set_deadline(s, 0);
     /* While something is on its way, and while nothing is. */
     set_option(s->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)ms);
     set_option(s->fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
@@ -101,6 +107,13 @@ static int io_error(struct mig_error *err, int r, const char *what)
 {
     r = r == -EAGAIN ? -ETIMEDOUT : r;
     return mig_error(err, r, "connection: %s: %s", what, strerrordesc_np(-r));
+}
+
+static bool too_late(const struct mig_stream *s)
+{
+    uint64_t deadline = __atomic_load_n(&s->deadline_ns, __ATOMIC_RELAXED);
+
+    return deadline && clock_ns() >= deadline;
 }
 
 /* Go on behind n bytes. */
@@ -127,6 +140,8 @@ static int send_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_err
             return io_error(err, (int)n, "cannot send");
         advance(msg, (size_t)n);
         __atomic_fetch_add(&s->sent, (uint64_t)n, __ATOMIC_RELAXED);
+        if (msg->msg_iovlen > 0 && too_late(s))
+            return io_error(err, -ETIMEDOUT, "cannot send");
     }
     return 0;
 }
@@ -142,6 +157,8 @@ static int receive_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_
         if (n == 0)
             return mig_error(err, -ECONNRESET, "connection: closed by the other side");
         advance(msg, (size_t)n);
+        if (too_late(s))
+            return io_error(err, -ETIMEDOUT, "cannot receive");
     }
     return 0;
 }
@@ -176,6 +193,8 @@ static int send_all(struct mig_stream *s, struct iovec *iov, unsigned int count,
         msg.msg_controllen = 0;
         advance(&msg, (size_t)n);
         __atomic_fetch_add(&s->sent, (uint64_t)n, __ATOMIC_RELAXED);
+        if (msg.msg_iovlen > 0 && too_late(s))
+            return io_error(err, -ETIMEDOUT, "cannot send");
     }
     return 0;
 }
@@ -216,6 +235,8 @@ static int receive_all(struct mig_stream *s, struct iovec *iov, unsigned int cou
         if (n == 0)
             return mig_error(err, -ECONNRESET, "connection: closed by the other side");
         advance(&msg, (size_t)n);
+        if (too_late(s))
+            return io_error(err, -ETIMEDOUT, "cannot receive");
     }
     return 0;
 }

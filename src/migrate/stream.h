@@ -19,6 +19,7 @@ struct mig_stream {
     bool source; /* which end this is */
     struct mig_tls_session *tls; /* NULL: as it is */
     unsigned int timeout_ms;     /* relaxed atomic */
+    uint64_t deadline_ns;        /* relaxed atomic */
     pthread_mutex_t send_lock;
     uint32_t send_sequence, receive_sequence;
     uint64_t sent; /* bytes; relaxed atomic */
@@ -46,6 +47,12 @@ void mig_stream_clear(struct mig_stream *s);
 void mig_stream_break(struct mig_stream *s);
 /* How long one read or write may wait; 0: for ever. A connection whose write timed out is of no use any more. */
 void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms);
+
+/*
+ * When (clock_ns) whatever is still read or written fails with -ETIMEDOUT, however little the peer takes or gives at a time; 0:
+ * never. One wait may end later, by the timeout.
+ */
+void mig_stream_set_deadline(struct mig_stream *s, uint64_t ns);
 
 /* How long a peer may be silent in post-copy. */
 #define MIG_PATIENCE_MS 10000
@@ -82,8 +89,11 @@ int mig_receive(struct mig_stream *s, struct mig_frame *ret, struct mig_error *e
 /* What follows a frame; iov is changed. */
 int mig_receive_raw(struct mig_stream *s, struct iovec *iov, unsigned int count, struct mig_error *err);
 
-/* tcp:HOST:PORT or unix:PATH; a connected descriptor, or -errno with *err. */
-int mig_connect(const char *uri, unsigned int timeout_ms, struct mig_error *err);
+/*
+ * tcp:HOST:PORT or unix:PATH; a connected descriptor, or -errno with *err: -ECANCELED once wake_fd (-1: none) can be read. Names
+ * are looked up first, however long that takes.
+ */
+int mig_connect(const char *uri, unsigned int timeout_ms, int wake_fd, struct mig_error *err);
 /* The host of tcp:HOST:PORT, without brackets; empty where there is none. -EINVAL with *err. */
 int mig_uri_host(const char *uri, char *host, size_t size, struct mig_error *err);
 /* Where a target waits; zeroed with fd -1 it is closed. */

@@ -10,15 +10,33 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "base/util.h"
 #include "migrate/source-internal.h"
 
 /* The guest stands still meanwhile: a target that takes longer for one step is given up. */
 #define STEP_TIMEOUT_MS 10000
+/* What the kernels on both sides may hold of a channel. */
+#define CHANNEL_BUFFERS (8 * MiB)
+/* A channel may be so much slower than it was. */
+#define SLOWER 4u
+/* When nothing is known of it yet: bytes a second. */
+#define SLOW_CHANNEL MiB
 
 static void set_timeouts(struct mig_source *s, unsigned int ms)
 {
     for (unsigned int i = 0; i < s->channels; i++)
         mig_stream_set_timeout(&s->senders[i].stream, ms);
+}
+
+/* However it goes about it, the target is through with what is sent from now on after that: `pages`, and what waits in buffers. */
+static void set_deadline(struct mig_source *s, int64_t pages)
+{
+    uint64_t bytes = s->channels * CHANNEL_BUFFERS + pages_to_bytes((uint64_t)MAX(pages, INT64_C(0)));
+    uint64_t rate = s->report.throughput ? s->report.throughput : SLOW_CHANNEL;
+    uint64_t ns = STEP_TIMEOUT_MS * NSEC_PER_MSEC + (uint64_t)((unsigned __int128)bytes * SLOWER * NSEC_PER_SEC / rate);
+
+    for (unsigned int i = 0; i < s->channels; i++)
+        mig_stream_set_deadline(&s->senders[i].stream, clock_ns() + ns);
 }
 
 static uint64_t lap(uint64_t *start)
@@ -74,6 +92,7 @@ static int prepare(struct mig_source *s, bool *run, struct mig_downtime *t, stru
         r = mig_postcopy_last_pages(s, err);
     else if (!s->config.local)
         r = queue_last_pages(s, err);
+    set_deadline(s, s->postcopy ? 0 : atomic_load(&s->left));
     t->final_harvest = lap(&at);
     /* While the senders are at it. */
     if (r == 0) {
@@ -106,13 +125,31 @@ static bool commit_point(struct mig_source *s)
     return mine;
 }
 
+/* First: whatever happens to this process, it must not come back to the guest. Where that cannot be, nobody is told to take it. */
+static int give_away(struct mig_source *s, struct mig_error *err)
+{
+    int r = s->config.ops->give_away(s->config.opaque, s->postcopy);
+
+    if (r == 0)
+        return 0;
+    pthread_mutex_lock(&s->lock);
+    s->committed = false;
+    pthread_mutex_unlock(&s->lock);
+    return mig_error(err, r, "the daemon is ending");
+}
+
 static int commit(struct mig_source *s, struct mig_error *err)
 {
     struct mig_frame f;
-    int r = mig_send_frame(&s->senders[0].stream, MIG_COMMIT, NULL, 0, err);
+    int r;
 
+    set_deadline(s, 0);
+    r = mig_send_frame(&s->senders[0].stream, MIG_COMMIT, NULL, 0, err);
     if (r == 0)
         r = expect(s, MIG_RUNNING, &f, err);
+    pthread_mutex_lock(&s->lock);
+    s->runs_there = r == 0;
+    pthread_mutex_unlock(&s->lock);
     if (r < 0 && !s->postcopy) {
         pthread_mutex_lock(&s->lock);
         snprintf(s->report.why, sizeof(s->report.why),
@@ -138,12 +175,12 @@ int mig_switchover(struct mig_source *s, struct mig_error *err)
     r = prepare(s, &run, &t, err);
     if (r == 0 && !commit_point(s))
         r = -ECANCELED;
+    if (r == 0)
+        r = give_away(s, err);
     if (r < 0) {
         mig_break(s, err);
         s->config.ops->resume(s->config.opaque);
     } else {
-        /* First: whatever happens to this process, it must not come back to the guest. */
-        s->config.ops->give_away(s->config.opaque, s->postcopy);
         at = clock_ns();
         r = commit(s, err);
         t.resume = lap(&at);

@@ -193,7 +193,7 @@ static bool begin(struct session *s, bool two)
     if (mig_target_start(s->mem, uri, NULL, &ops, s, &s->target, &err) < 0)
         return false;
     for (unsigned int i = 0; two && i < 2; i++)
-        s->fds[i] = mig_connect(uri, 1000, &err);
+        s->fds[i] = mig_connect(uri, 1000, -1, &err);
     return s->fds[0] >= 0 && (!two || s->fds[1] >= 0);
 }
 

@@ -72,6 +72,7 @@ migrate_target heir "unix:$tap_dir/heir" --memory 64M
 check "local: refused over TCP" not migrate_start own tcp:127.0.0.1:1 true 2>/dev/null
 check "local: moves" migrate_run own "unix:$tap_dir/heir" true
 is "$(vm_status own) $(vm_status heir)" "postmigrate running" "local: only the target runs"
+check "local: a guest that was moved is not moved again" not migrate_start own "unix:$tap_dir/nowhere" 2>/dev/null
 is "$(guest_sum heir)" "$sum" "local: the guest's checksum is the same"
 check "local: less than 1 MB has moved" test "$(qmp own query-migrate | jq .ram.transferred)" -lt 1000000
 check "local: the source cannot go on" not qmp own cont 2>/dev/null

@@ -377,13 +377,16 @@ const char *machine_run_state_name(enum run_state state)
     return names[state];
 }
 
-void machine_stop(struct machine *m)
+int machine_stop(struct machine *m)
 {
+    if (m->state == RUN_STATE_FINISH_MIGRATE)
+        return -EPERM;
     if (m->state != RUN_STATE_RUNNING)
-        return;
+        return 0;
     m->state = RUN_STATE_PAUSED;
     machine_mmu_paused(m->mmu);
     emit(m, "STOP", NULL);
+    return 0;
 }
 
 const char *host_paging_name(enum host_paging paging)
@@ -437,7 +440,12 @@ void machine_keep_memory(struct machine *m, bool on)
 {
 }
 
-int machine_leave(struct machine *m, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
+unsigned int machine_sync_fds(struct machine *m, int *ret_fds, unsigned int max)
+{
+    return 0;
+}
+
+int machine_leave(struct machine *m, bool same_host, bool *ret_running, uint64_t *ret_pause_ns, uint64_t *ret_drain_ns)
 {
     return -ESHUTDOWN;
 }

@@ -139,13 +139,13 @@ static void on_resume(void *opaque)
     sem_post(&w->running);
 }
 
-static void on_give_away(void *opaque, bool needed)
+static int on_give_away(void *opaque, bool needed)
 {
     struct world *w = opaque;
 
     atomic_store(&w->needed, needed);
-
     atomic_store(&w->given, true);
+    return 0;
 }
 
 static void on_source_changed(void *opaque, bool round)
@@ -513,6 +513,62 @@ static void test_throttled_until_it_converges(void **state)
     world_free(&w);
 }
 
+/* Somebody wants it to stop, and the next round knows. */
+static void test_throttled_less_again(void **state)
+{
+    struct mig_parameters p = {
+        .max_bandwidth = 2 * MiB, .downtime_limit_ns = 5 * NSEC_PER_MSEC, .strategy = MIG_STRATEGY_THROTTLE, .max_throttle = 30};
+    struct mig_report r;
+    static struct world w;
+
+    world_new(&w, 5, FAST_WRITER);
+    start_slow(&w, 2 * MiB, MIG_STRATEGY_THROTTLE, 30);
+    while (atomic_load(&w.throttle) != 30)
+        sched_yield();
+    p.max_throttle = 25;
+    mig_source_set_parameters(w.source, &p);
+    while (atomic_load(&w.throttle) == 30)
+        sched_yield();
+    p.strategy = MIG_STRATEGY_STOP;
+    mig_source_set_parameters(w.source, &p);
+    r = wait_source(&w);
+    assert_true(r.status == MIG_STATUS_COMPLETED || r.status == MIG_STATUS_FAILED);
+    assert_int_equal(atomic_load(&w.throttle), 0);
+    world_free(&w);
+}
+
+/* The guest goes on writing while the migration waits, and that is moved before it is stopped. */
+static void test_waits_before_switchover(void **state)
+{
+    struct mig_parameters p = {.downtime_limit_ns = 300 * NSEC_PER_MSEC, .channels = 2, .pause_before_switchover = true};
+    struct mig_report before, r;
+    uint64_t writes;
+    static struct world w;
+
+    world_new(&w, 5, 0);
+    start_with(&w, &p, false);
+    do
+        mig_source_report(w.source, &before);
+    while (before.status != MIG_STATUS_PRE_SWITCHOVER);
+    sem_wait(&w.running);
+    writes = w.writes;
+    sem_post(&w.running);
+    do {
+        sem_wait(&w.running);
+        r.normal = w.writes;
+        sem_post(&w.running);
+        sched_yield();
+    } while (r.normal < writes + 4 * PAGES);
+    assert_false(w.stopped);
+    assert_int_equal(mig_source_continue(w.source), 0);
+    r = wait_source(&w);
+    if (r.status != MIG_STATUS_COMPLETED)
+        fail_msg("%s", r.why);
+    assert_true(r.passes > before.passes);
+    same_memory(&w);
+    world_free(&w);
+}
+
 static void test_throttled_no_more_than_allowed(void **state)
 {
     struct mig_report r;
@@ -628,6 +684,20 @@ static void wait_for_status(struct world *w, enum mig_status (*of)(struct world 
     }
 }
 
+/* Until it is in post-copy; false when that is over already. */
+static bool wait_in_postcopy(struct world *w)
+{
+    uint64_t end = clock_ns() + WAIT_NS;
+    enum mig_status status;
+
+    while ((status = status_of_source(w)) != MIG_STATUS_POSTCOPY_ACTIVE && status != MIG_STATUS_COMPLETED) {
+        if (clock_ns() > end)
+            fail_msg("status %s after a minute", mig_status_name(status));
+        sched_yield();
+    }
+    return status == MIG_STATUS_POSTCOPY_ACTIVE;
+}
+
 static void start_postcopy(struct world *w, unsigned int channels, uint64_t bandwidth, unsigned int zstd)
 {
     struct mig_parameters p = {.downtime_limit_ns = 300 * NSEC_PER_MSEC,
@@ -691,8 +761,7 @@ static void test_postcopy_is_cut(void **state)
         world_new(&w, rng_next(&rng), 0);
         skip_without_userfault(&w);
         start_postcopy(&w, 2 + i % 3, 16 * MiB, 0);
-        for (unsigned int n = 0; n < 4; n++) {
-            wait_for_status(&w, status_of_source, MIG_STATUS_POSTCOPY_ACTIVE);
+        for (unsigned int n = 0; n < 4 && wait_in_postcopy(&w); n++) {
             usleep((useconds_t)rng_below(&rng, 30000));
             if ((n % 2 ? mig_source_pause(w.source) : mig_target_pause(w.target)) < 0)
                 break;
@@ -812,6 +881,8 @@ int main(void)
         cmocka_unit_test_teardown(test_gives_up_and_says_who, end_world),
         cmocka_unit_test_teardown(test_throttled_until_it_converges, end_world),
         cmocka_unit_test_teardown(test_throttled_no_more_than_allowed, end_world),
+        cmocka_unit_test_teardown(test_throttled_less_again, end_world),
+        cmocka_unit_test_teardown(test_waits_before_switchover, end_world),
         cmocka_unit_test_teardown(test_tables_are_held_back, end_world),
         cmocka_unit_test_teardown(test_ends_at_random, end_world),
         cmocka_unit_test_teardown(test_postcopy, end_world),

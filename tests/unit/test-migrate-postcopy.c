@@ -136,7 +136,7 @@ static void dial(struct play *p, unsigned int channel, uint64_t session)
     int fd;
 
     /* After a cut the target may not wait yet. */
-    while ((fd = mig_connect(p->uri, TIMEOUT_MS, &err)) < 0 && clock_ns() < end)
+    while ((fd = mig_connect(p->uri, TIMEOUT_MS, -1, &err)) < 0 && clock_ns() < end)
         err = (struct mig_error){""};
     if (fd < 0)
         fail_msg("%s", err.text);

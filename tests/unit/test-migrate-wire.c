@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -16,6 +19,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/util.h"
 #include "migrate/compress.h"
 #include "migrate/pages.h"
 #include "migrate/report.h"
@@ -324,6 +328,63 @@ static void test_stream(void **state)
     mig_stream_clear(&target);
 }
 
+/* A byte now and then, and a descriptor for whoever waits. */
+static void *dribble(void *arg)
+{
+    const int *fd = arg;
+    uint8_t byte = 0;
+
+    while (write(*fd, &byte, 1) == 1)
+        usleep(1000);
+    return NULL;
+}
+
+/* One that goes on and on is given up all the same. */
+static void test_deadline(void **state)
+{
+    struct mig_stream source, target;
+    struct mig_error err = {""};
+    uint8_t got[100000];
+    struct iovec iov = {got, sizeof(got)};
+    pthread_t thread;
+
+    make_pair(&source, &target);
+    signal(SIGPIPE, SIG_IGN);
+    assert_int_equal(pthread_create(&thread, NULL, dribble, &source.fd), 0);
+    mig_stream_set_deadline(&target, clock_ns() + 50 * NSEC_PER_MSEC);
+    assert_int_equal(mig_receive_raw(&target, &iov, 1, &err), -ETIMEDOUT);
+    mig_stream_clear(&target);
+    pthread_join(thread, NULL);
+    mig_stream_clear(&source);
+}
+
+/* A target that does not answer, where somebody wants it to end. */
+static void test_connect_is_cancelled(void **state)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(a);
+    int listener = socket(AF_INET, SOCK_STREAM, 0), wake = fd_eventfd(), fds[8], r = 0;
+    struct mig_error err = {""};
+    char uri[64];
+    size_t n = 0;
+
+    assert_true(listener >= 0 && wake >= 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&a, sizeof(a)), 0);
+    assert_int_equal(listen(listener, 0), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&a, &len), 0);
+    snprintf(uri, sizeof(uri), "tcp:127.0.0.1:%u", ntohs(a.sin_port));
+    /* Until nobody takes any more. */
+    while (n < ARRAY_SIZE(fds) && (r = mig_connect(uri, 200, -1, &err)) >= 0)
+        fds[n++] = r;
+    assert_int_equal(r, -ETIMEDOUT);
+    fd_event_signal(wake);
+    assert_int_equal(mig_connect(uri, 60000, wake, &err), -ECANCELED);
+    while (n > 0)
+        close(fds[--n]);
+    close(listener);
+    close(wake);
+}
+
 /* Cut a stream of two frames behind each of its bytes: what came whole is given out, and the cut is an error. */
 static void test_cut_at_every_byte(void **state)
 {
@@ -594,6 +655,8 @@ int main(void)
         cmocka_unit_test(test_setup_and_state),
         cmocka_unit_test(test_runs),
         cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_deadline),
+        cmocka_unit_test(test_connect_is_cancelled),
         cmocka_unit_test(test_cut_at_every_byte),
         cmocka_unit_test(test_replay_and_damage),
         cmocka_unit_test(test_zero_pages),

@@ -5,8 +5,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/virtio_blk.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
@@ -621,6 +623,33 @@ static void test_claims(void **state)
     assert_int_equal(try_open(false), 0);
 }
 
+/* What is written out ahead of a move is a descriptor of its own, and only where there is something to write out. */
+static void test_written_out_ahead(void **state)
+{
+    struct disk_config config = {.path = path, .aio = DISK_AIO_THREADS};
+    struct statfs fs;
+    struct disk *disk;
+    int fd;
+
+    setup(DISK_AIO_THREADS);
+    assert_int_equal(statfs(path, &fs), 0);
+    assert_int_equal(disk_open(&config, &disk), 0);
+    fd = disk_sync_fd(disk);
+    if (fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == TMPFS_MAGIC)
+        assert_int_equal(fd, -1);
+    if (fd >= 0)
+        assert_int_equal(fdatasync(fd), 0);
+    fd_close(fd);
+    /* It is its owner's alone. */
+    disk_yield(disk);
+    assert_int_equal(disk_sync_fd(disk), -1);
+    disk_close(disk);
+    config.read_only = true;
+    assert_int_equal(disk_open(&config, &disk), 0);
+    assert_int_equal(disk_sync_fd(disk), -1);
+    disk_close(disk);
+}
+
 /* Readers share from the start, and none of them stands in the way of the guest's move. */
 static void test_claims_of_readers(void **state)
 {
@@ -718,6 +747,7 @@ int main(void)
         TESTS_OF(shrunk_image),       TESTS_OF(partial_transfers), TESTS_OF(state_of_another_disk),
         TESTS_OF(held_back_in_state), TESTS_OF(dirty_pages),       cmocka_unit_test_teardown(test_images, teardown),
         cmocka_unit_test_teardown(test_claims, teardown),
+        cmocka_unit_test_teardown(test_written_out_ahead, teardown),
         cmocka_unit_test_teardown(test_claims_of_readers, teardown),
         cmocka_unit_test_teardown(test_claimed_device, teardown),
     };

@@ -627,6 +627,16 @@ int vblk_sync(struct device *dev)
     return r;
 }
 
+int vblk_sync_fd(struct device *dev)
+{
+    int fd;
+
+    pthread_mutex_lock(&dev->lock);
+    fd = disk_sync_fd(of_device(dev)->disk);
+    pthread_mutex_unlock(&dev->lock);
+    return fd;
+}
+
 void vblk_yield(struct device *dev)
 {
     pthread_mutex_lock(&dev->lock);

@@ -64,6 +64,8 @@ void vblk_info(struct device *dev, struct vblk_info *ret);
 int vblk_claim(struct device *dev);
 int vblk_sync(struct device *dev);
 void vblk_yield(struct device *dev);
+/* As disk_sync_fd. Main thread, takes the lock. */
+int vblk_sync_fd(struct device *dev);
 
 /* Bytes that the image takes on the host. */
 uint64_t vblk_allocated(struct device *dev);
