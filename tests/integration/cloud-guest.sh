@@ -42,10 +42,15 @@ guest_is_up() {
 check "a VM is made of the image" env UMBRAD="$UMBRAD" "$VMCTL" create --config-dir "$tap_dir/etc" --state-dir "$state" cg \
     --cloud-image /dev/vda --user-data "$tap_dir/user-data" --memory 512M --cpus 2 --net tap,ifname=cg0
 guest_start
-check "its sshd lets root in" guest_is_up || {
-    tail -n 30 "$tap_dir/cg.console" | diag
-    bail "nobody can log in"
+# Without it nothing that follows makes sense, and each attempt takes its time.
+check_up() { # WHAT
+    check "$1" guest_is_up || {
+        tail -n 30 "$tap_dir/cg.console" | diag
+        bail "nobody can log in"
+    }
 }
+
+check_up "its sshd lets root in"
 is "$(guest 200 systemctl is-system-running --wait)" running "systemd has reached its target and nothing failed"
 like "$(tr -d '\r' <"$tap_dir/cg.console")" 'cloud login: ' "there is a login prompt on the console"
 is "$(guest 30 'findmnt -n -o SOURCE,FSTYPE /')" "/dev/vda1 ext4" "the root file system is the disk's"
@@ -70,7 +75,7 @@ sleep 3
 kill -KILL $vm_pid
 wait $vm_pid 2>/dev/null
 guest_start
-check "after kill -9 of umbrad it comes up again" guest_is_up
+check_up "after kill -9 of umbrad it comes up again"
 is "$(guest 200 systemctl is-system-running --wait)" running "and whole"
 again=$(guest_boot)
 check "which is another boot" test "${#again}" = 36 -a "$again" != "$boot"

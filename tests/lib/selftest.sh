@@ -56,6 +56,16 @@ inner <<<'on_exit echo first; on_exit echo "two  words"; echo "$tap_dir"; bail "
 like "$status $output" $'^1 /.*\nBail out! no more\ntwo  words\nfirst$' "what is to be done at the end is done, last first"
 check "the directory of a test is gone after it" test ! -e "$(sed -n 1p <<<"$output")"
 
+{ printf '. %q\n' "$here/vm.sh" && cat; } >"$tap_dir/dies" <<'EOF'
+printf '[ 1.0] fine\r\n[ 2.0] BUG: ENTRY_TRAMPOLINE stack guard page was hit\r\n' >"$tap_dir/one.console"
+check one test "$1" = well
+done_testing
+EOF
+inner <<<"set -- ill; $(cat "$tap_dir/dies")"
+like "$output" $'# the kernel of one.console:\n# .*stack guard page was hit\n# which may be' "a test that fails tells how its guests' kernels ended"
+inner <<<"set -- well; $(cat "$tap_dir/dies")"
+is "$(grep -c "stack guard" <<<"$output")" 0 "one that does not fail does not"
+
 sleep 100 &
 pid=$!
 check "a child is killed" kill_child "$pid"

@@ -24,6 +24,23 @@ vm_violations() {
 }
 on_exit vm_violations
 
+# Of a test that failed: what the kernels of its guests said at their end.
+vm_panics() {
+    local console found
+    [ "$tap_failed" -gt 0 ] || [ -z "$tap_done" ] || return 0
+    for console in "$tap_dir"/*.console; do
+        [ -f "$console" ] || continue
+        found=$(grep -a -E 'Kernel panic|BUG: |stack guard page' "$console" | tr -d '\r' | tail -n 5)
+        [ -n "$found" ] || continue
+        diag "the kernel of ${console##*/}:"
+        diag "$found"
+        case $found in
+        *'ENTRY_TRAMPOLINE stack guard page'*) diag 'which may be an interrupt that the emulator delivered twice: tests/rig/README.md' ;;
+        esac
+    done
+}
+on_exit vm_panics
+
 # vm_spawn NAME ARGUMENT...: start umbrad; $vm_pid is its process. It ends with the test.
 vm_spawn() {
     local name=$1
