@@ -18,6 +18,7 @@
 enum call {
     CALL_NONE,
     CALL_HOLD,
+    CALL_HOLDING, /* the main thread does it: only its end is an answer */
     CALL_END,
 };
 
@@ -49,7 +50,7 @@ struct snapshotter {
 
     atomic_bool cancel;
 
-    /* The job: the thread's, and the main thread's during CALL_HOLD. */
+    /* The job: the thread's, and the main thread's during CALL_HOLDING. */
     bool diff, track, started_tracking, copying;
     struct snapshot_meta meta;
     struct snapshot_out *out;
