@@ -48,13 +48,16 @@ static int note_tracked(struct snapshotter *s)
 static int copy_held(struct snapshotter *s, struct snapshot_status *times)
 {
     uint64_t start;
-    int r = snapshot_copy_harvest(s, &times->harvest_ns);
+    int r = s->ops.check(s->ops.opaque, s->error);
 
     if (r == 0)
-        r = note_tracked(s);
-    times->final_pages = s->todo.pages;
+        r = snapshot_copy_harvest(s, &times->harvest_ns);
     if (r == 0)
+        r = note_tracked(s);
+    if (r == 0) {
+        times->final_pages = s->todo.pages;
         r = snapshot_aside_fill(s);
+    }
     if (r < 0)
         return r;
     start = clock_ns();

@@ -36,6 +36,7 @@ struct fixture {
     /* What the machine of the test does while it is held. */
     void (*on_hold)(struct fixture *f);
     unsigned int holds, releases;
+    const char *refusal; /* what the machine says when it is held */
 };
 
 /* -- the machine ----------------------------------------------------------------- */
@@ -52,6 +53,15 @@ static void hold(void *opaque)
 static void release(void *opaque)
 {
     ((struct fixture *)opaque)->releases++;
+}
+
+static int check(void *opaque, char *error)
+{
+    struct fixture *f = opaque;
+
+    if (f->refusal)
+        strcpy(error, f->refusal);
+    return f->refusal ? -EPERM : 0;
 }
 
 static int save(void *opaque, uint8_t **ret, size_t *ret_len)
@@ -79,8 +89,8 @@ static int set_up(void **state)
 {
     static const struct mem_config memory = {.size = MEMORY};
     struct fixture *f = calloc(1, sizeof(*f));
-    struct snapshot_ops ops = {.hold = hold, .release = release, .save = save, .describe = describe,
-                               .changed = changed, .places = "", .opaque = f};
+    struct snapshot_ops ops = {.hold = hold, .release = release, .check = check, .save = save,
+                               .describe = describe, .changed = changed, .places = "", .opaque = f};
 
     assert_non_null(f);
     strcpy(f->dir, "/tmp/test-snapshot-take.XXXXXX");
@@ -222,12 +232,30 @@ static void test_cancel_before_hold(void **state)
     assert_int_equal(access(at(f, "s"), F_OK), -1);
 }
 
+/* -- a guest that is no longer what it was ----------------------------------------- */
+
+static void test_refused_when_held(void **state)
+{
+    struct fixture *f = *state;
+    struct snapshot_status s;
+
+    f->refusal = "the guest has gone";
+    start(f, "s", false);
+    wait_end(f, SNAPSHOT_FAILED);
+    snapshotter_status(f->snapshotter, &s);
+    assert_string_equal(s.error, "the guest has gone");
+    assert_int_equal(f->holds, 1);
+    assert_false(s.tracking);
+    assert_int_equal(access(at(f, "s"), F_OK), -1);
+}
+
 int main(void)
 {
 #define SNAPSHOT_TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         SNAPSHOT_TEST(test_cancel_while_held),
         SNAPSHOT_TEST(test_cancel_before_hold),
+        SNAPSHOT_TEST(test_refused_when_held),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
