@@ -174,6 +174,8 @@ static void clear_job(struct snapshotter *s)
     snapshot_aside_clear(s);
     page_set_free(&s->todo);
     s->todo = (struct page_set){0};
+    free(s->buf);
+    s->buf = NULL;
     free(s->state);
     s->state = NULL;
 }

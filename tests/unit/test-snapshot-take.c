@@ -20,6 +20,7 @@
 #include "fake-kvm.h"
 #include "migrate/snapshot-job.h"
 #include "migrate/snapshot-open.h"
+#include "migrate/snapshot-restore.h"
 #include "migrate/snapshot.h"
 
 #define MEMORY (16 * MiB)
@@ -249,6 +250,62 @@ static void test_refused_when_held(void **state)
     assert_int_equal(access(at(f, "s"), F_OK), -1);
 }
 
+/* -- memory ------------------------------------------------------------------------ */
+
+/* What is on disk is guest memory, which stands still. */
+static void assert_memory(struct fixture *f, const char *name)
+{
+    static const struct mem_config config = {.size = MEMORY};
+    char error[SNAPSHOT_ERROR_MAX] = "";
+    struct snapshot_chain chain;
+    struct mem *mem;
+
+    assert_int_equal(snapshot_chain_open(at(f, name), &chain, error), 0);
+    assert_int_equal(snapshot_chain_verify(&chain, NULL, NULL, error), 0);
+    assert_int_equal(mem_new(&config, &mem), 0);
+    assert_int_equal(snapshot_restore_eagerly(&chain, mem, error), 0);
+    assert_memory_equal(mem_ram(mem), mem_ram(f->mem), MEMORY);
+    mem_free(mem);
+    snapshot_chain_close(&chain);
+}
+
+static void give_back(struct fixture *f, uint64_t offset, uint64_t len)
+{
+    assert_int_equal(mem_give_back(f->mem, mem_ptr(f->mem, offset, len), len), len);
+}
+
+/* More than there is room for aside; among it what the balloon has got. */
+static void write_held(struct fixture *f)
+{
+    assert_int_equal(mem_set(f->mem, 4096, 9, MEMORY / 4 * 3), 0);
+    give_back(f, 3 * MiB, 2 * MiB);
+    give_back(f, 11 * MiB, MiB);
+}
+
+/* Pages that the guest gave back are in the snapshot as zeros, and the host does not have them again for that. */
+static void test_given_back(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(mem_set(f->mem, 0, 7, MEMORY), 0);
+    start(f, "full", false);
+    wait_end(f, SNAPSHOT_COMPLETED);
+    assert_memory(f, "full");
+    assert_int_equal(mem_allocated(f->mem), MEMORY);
+    give_back(f, 8 * MiB, 4 * MiB);
+    assert_int_equal(mem_set(f->mem, 8 * MiB + 65 * 4096, 3, 4096), 0);
+    start(f, "running", true);
+    wait_end(f, SNAPSHOT_COMPLETED);
+    assert_int_equal(mem_allocated(f->mem), MEMORY - 4 * MiB + 4096);
+    /* Comparing it takes all of it again. */
+    assert_memory(f, "running");
+    f->on_hold = write_held;
+    start(f, "held", true);
+    wait_end(f, SNAPSHOT_COMPLETED);
+    assert_int_equal(mem_allocated(f->mem), MEMORY - 3 * MiB);
+    assert_memory(f, "held");
+}
+
 int main(void)
 {
 #define SNAPSHOT_TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -256,6 +313,7 @@ int main(void)
         SNAPSHOT_TEST(test_cancel_while_held),
         SNAPSHOT_TEST(test_cancel_before_hold),
         SNAPSHOT_TEST(test_refused_when_held),
+        SNAPSHOT_TEST(test_given_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
