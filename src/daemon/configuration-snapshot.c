@@ -183,6 +183,7 @@ int config_read_snapshot(struct config *c, char *error)
     snprintf(file, sizeof(file), "%.100s/meta.json", c->restore);
     if (r == 0)
         r = text ? config_parse_json(c, file, text, strlen(text), error) : -ENOMEM;
+    c->disk_inherited = c->disk_count;
     c->net_inherited = c->net_count;
     snapshot_meta_clear(&meta);
     return r == -EINVAL ? -EBADMSG : r;

@@ -333,6 +333,25 @@ static void test_inherited_nets(void **state)
     config_clear(&d);
 }
 
+/* So are its disks: a clone has copies of them, and not both. */
+static void test_inherited_disks(void **state)
+{
+    char error[CONFIG_ERROR_MAX] = "";
+    struct config c;
+
+    assert_int_equal(parse_text(&c, "{\"disk\": [\"/a,serial=s,ro\", \"/b\"]}", error), 0);
+    c.disk_inherited = c.disk_count;
+    assert_int_equal(config_parse_json(&c, "f", "{\"memory\": \"1M\"}", 16, error), 0);
+    assert_int_equal(c.disk_count, 2);
+    assert_int_equal(config_parse_json(&c, "f", "{\"disk\": [\"/x\", \"/y\", \"/z\"]}", 29, error), 0);
+    assert_int_equal(c.disk_count, 3);
+    assert_string_equal(c.disks[0].path, "/x");
+    assert_null(c.disks[0].serial);
+    assert_false(c.disks[0].read_only);
+    assert_string_equal(c.disks[2].path, "/z");
+    config_clear(&c);
+}
+
 static void test_small_devices(void **state)
 {
     char error[CONFIG_ERROR_MAX];
@@ -521,7 +540,7 @@ int main(void)
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
         cmocka_unit_test(test_tuning),        cmocka_unit_test(test_nets),         cmocka_unit_test(test_inherited_nets),
-        cmocka_unit_test(test_disks),         cmocka_unit_test(test_small_devices),
+        cmocka_unit_test(test_inherited_disks), cmocka_unit_test(test_disks),         cmocka_unit_test(test_small_devices),
         cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 
