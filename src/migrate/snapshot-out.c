@@ -397,10 +397,25 @@ static int write_pages(struct snapshot_out *out, struct snapshot_meta *meta, int
     return r;
 }
 
+/* A snapshot that nobody can open is none: a path that is no UTF-8 gets into the text and not out of it. */
+static int check_meta(struct snapshot_out *out, const char *text, size_t len)
+{
+    char error[SNAPSHOT_ERROR_MAX];
+    struct snapshot_meta again;
+    int r = snapshot_meta_parse(&again, text, len, error);
+
+    if (r < 0)
+        snprintf(out->error, sizeof(out->error), "%.200s/" SNAPSHOT_META ": could not be read again: %.200s", out->dir, error);
+    else
+        snapshot_meta_clear(&again);
+    return r;
+}
+
 static int write_meta(struct snapshot_out *out, struct snapshot_meta *meta, int *ret_fd)
 {
     _cleanup_free_ char *text = NULL;
     size_t len;
+    int r;
 
     meta->memory = out->memory;
     meta->byte_pages = out->index.byte_pages;
@@ -410,7 +425,8 @@ static int write_meta(struct snapshot_out *out, struct snapshot_meta *meta, int 
         return fail(out, -ENOMEM, SNAPSHOT_META);
     if (len > SNAPSHOT_META_MAX)
         return fail(out, -EFBIG, SNAPSHOT_META);
-    return write_file(out, SNAPSHOT_META, text, len, ret_fd);
+    r = check_meta(out, text, len);
+    return r < 0 ? r : write_file(out, SNAPSHOT_META, text, len, ret_fd);
 }
 
 static int write_trailer(struct snapshot_out *out, const char *id)

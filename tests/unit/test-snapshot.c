@@ -555,6 +555,27 @@ static void test_metadata_round_trip(void **state)
     free(text);
 }
 
+/* The name of a disk in Latin-1: said when the snapshot is taken, not when it is needed. */
+static void test_metadata_not_utf8(void **state)
+{
+    struct snapshot_meta meta = {.created = 1, .producer = "test", .paging = "tdp"};
+    char error[SNAPSHOT_ERROR_MAX];
+    struct snapshot_out *out;
+
+    meta.config = json_object_new_object();
+    json_add_str(meta.config, "disk", "/images/\xe4.img");
+    assert_int_equal(snapshot_out_new(at("s"), PAGES, &out, error), 0);
+    assert_int_equal(snapshot_out_put_zeros(out, 0, PAGES), 0);
+    assert_int_equal(snapshot_meta_new_id(&meta), 0);
+    assert_int_equal(snapshot_out_commit(out, &meta, "", 0), -EBADMSG);
+    assert_non_null(strstr(snapshot_out_error(out), "s/meta.json: could not be read again: "));
+    assert_non_null(strstr(snapshot_out_error(out), "utf-8"));
+    snapshot_out_free(out);
+    assert_int_equal(access(at("s"), F_OK), -1);
+    assert_int_equal(access(at(".s.partial"), F_OK), -1);
+    snapshot_meta_clear(&meta);
+}
+
 /* -- the list of pages ------------------------------------------------------------- */
 
 static void assert_index_refused(const struct byte_writer *w, size_t len, const char *text)
@@ -628,6 +649,7 @@ int main(void)
         DISK_TEST(test_parents),
         cmocka_unit_test(test_metadata),
         cmocka_unit_test(test_metadata_round_trip),
+        DISK_TEST(test_metadata_not_utf8),
         cmocka_unit_test(test_index),
     };
 
