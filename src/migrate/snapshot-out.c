@@ -34,7 +34,9 @@ struct snapshot_out {
     char name[NAME_MAX + 1], partial[NAME_MAX + 1];
     int parent_fd, fd; /* of the directory that both are in, and of the partial one */
     int memory_fd;
-    bool committed;
+    bool committed, owned; /* owned: by uid and gid in the end */
+    uid_t uid;
+    gid_t gid;
     uint64_t memory; /* bytes */
     struct snapshot_index index;
     uint32_t zero_crc; /* of a page of zeros */
@@ -362,8 +364,18 @@ void snapshot_trailer_make(uint8_t trailer[SNAPSHOT_TRAILER_SIZE], const char *i
     le32_put(trailer + 24 + SNAPSHOT_ID_LEN, crc32c(0, trailer, 24 + SNAPSHOT_ID_LEN));
 }
 
+void snapshot_out_set_owner(struct snapshot_out *out, uid_t uid, gid_t gid)
+{
+    out->owned = true;
+    out->uid = uid;
+    out->gid = gid;
+}
+
+/* The last thing that is done to a file, so that what is left of a failure is still ours to use again. */
 static int sync_file(struct snapshot_out *out, int fd, const char *name)
 {
+    if (out->owned && fchown(fd, out->uid, out->gid) < 0)
+        return fail(out, -errno, name);
     return fsync(fd) < 0 ? fail(out, -errno, name) : 0;
 }
 
@@ -451,6 +463,13 @@ static int give_name(struct snapshot_out *out)
     return r < 0 ? fail(out, r, "") : 0;
 }
 
+static int sync_own_dir(struct snapshot_out *out)
+{
+    int r = out->owned && fchown(out->fd, out->uid, out->gid) < 0 ? -errno : sync_dir(out->fd);
+
+    return r < 0 ? fail(out, r, "") : 0;
+}
+
 int snapshot_out_commit(struct snapshot_out *out, struct snapshot_meta *meta, const void *state, size_t state_len)
 {
     _cleanup_close_ int state_fd = -1, pages_fd = -1, meta_fd = -1;
@@ -473,10 +492,7 @@ int snapshot_out_commit(struct snapshot_out *out, struct snapshot_meta *meta, co
         r = sync_file(out, pages_fd, SNAPSHOT_PAGES);
     if (r == 0)
         r = sync_file(out, meta_fd, SNAPSHOT_META);
-    if (r == 0) {
-        r = sync_dir(out->fd);
-        if (r < 0)
-            fail(out, r, "");
-    }
+    if (r == 0)
+        r = sync_own_dir(out);
     return r < 0 ? r : give_name(out);
 }

@@ -253,6 +253,35 @@ static void test_page_changes_kind(void **state)
     snapshot_chain_close(&chain);
 }
 
+/* Root merges for the user whose snapshots they are. */
+static void test_merge_keeps_owner(void **state)
+{
+    static const char *const names[] = {"a", "a/meta.json", "a/state.bin", "a/pages", "a/memory"};
+    struct snapshot_chain chain;
+    char error[SNAPSHOT_ERROR_MAX], name[32];
+    struct guest *g;
+    struct stat st;
+
+    if (geteuid() != 0)
+        skip();
+    g = guest_new();
+    guest_write(g, 3, 9);
+    guest_snapshot(g, "a", false);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        assert_int_equal(lchown(at(names[i]), 4711, 4712), 0);
+    assert_int_equal(snapshot_chain_open(at("a"), &chain, error), 0);
+    assert_int_equal(snapshot_merge(&chain, at("m"), NULL, NULL, error), 0);
+    snapshot_chain_close(&chain);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        snprintf(name, sizeof(name), "m%s", names[i] + 1);
+        assert_int_equal(lstat(at(name), &st), 0);
+        assert_int_equal(st.st_uid, 4711);
+        assert_int_equal(st.st_gid, 4712);
+    }
+    assert_memory(g, "m");
+    free(g);
+}
+
 /* -- places ----------------------------------------------------------------------- */
 
 static void assert_no_place(const char *name, int want)
@@ -642,6 +671,7 @@ int main(void)
         DISK_TEST(test_full),
         DISK_TEST(test_random_chain),
         DISK_TEST(test_page_changes_kind),
+        DISK_TEST(test_merge_keeps_owner),
         DISK_TEST(test_places),
         DISK_TEST(test_left_behind),
         DISK_TEST(test_damaged_files),
