@@ -63,7 +63,16 @@ static int look_at_signals(const struct ctl *ctl, struct client *c)
     return ctl_ask(ctl, c, "snapshot-cancel", NULL, NULL);
 }
 
-static int wait_for_snapshot(const struct ctl *ctl, struct client *c, json_t **ret)
+/* The daemon tells of its newest snapshot. Another client may have begun one as soon as ours had ended. */
+static bool is_other(const json_t *answer, const char *dir)
+{
+    const char *newest = dir;
+
+    json_get_str(answer, "dir", &newest);
+    return strcmp(newest, dir) != 0;
+}
+
+static int wait_for_snapshot(const struct ctl *ctl, struct client *c, const char *dir, json_t **ret)
 {
     for (;;) {
         _cleanup_json_ json_t *answer = NULL;
@@ -72,6 +81,11 @@ static int wait_for_snapshot(const struct ctl *ctl, struct client *c, json_t **r
 
         if (r)
             return r;
+        if (is_other(answer, dir)) {
+            progress_clear();
+            ctl_error("%s: it takes another snapshot by now; vmctl snapshot show tells whether there is one in %s", ctl->vm, dir);
+            return CTL_FAILED;
+        }
         json_get_str(answer, "status", &status);
         if (strcmp(status, "active") != 0 && strcmp(status, "finishing") != 0) {
             *ret = take_ptr(answer);
@@ -112,18 +126,21 @@ static int tell_result(const struct ctl *ctl, const json_t *answer)
 int ctl_cmd_snapshot(struct ctl *ctl)
 {
     _cleanup_client_ struct client *c = NULL;
-    _cleanup_json_ json_t *answer = NULL;
+    _cleanup_json_ json_t *answer = NULL, *arguments = NULL;
+    const char *dir = "";
     int r;
 
     if (ctl->arg_count != 1)
         return ctl_usage(ctl, "wants the directory that the snapshot is to be");
+    arguments = snapshot_arguments(ctl);
+    json_get_str(arguments, "dir", &dir);
     r = ctl_connect(ctl, &c);
     if (r == CTL_DONE && term_catch_signals() < 0)
         r = CTL_FAILED;
     if (r == CTL_DONE)
-        r = ctl_ask(ctl, c, "snapshot", snapshot_arguments(ctl), NULL);
+        r = ctl_ask(ctl, c, "snapshot", json_object_get(arguments), NULL);
     if (r == CTL_DONE)
-        r = wait_for_snapshot(ctl, c, &answer);
+        r = wait_for_snapshot(ctl, c, dir, &answer);
     progress_clear();
     return r ? r : tell_result(ctl, answer);
 }

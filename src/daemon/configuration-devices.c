@@ -79,20 +79,31 @@ char *config_next_word(char **at)
 int config_add_disk(struct config *c, const char *value, char *error)
 {
     _cleanup_free_ char *text = strdup(value);
-    struct vblk_config *disk = &c->disks[c->disk_count];
+    struct vblk_config *disk;
     char *at = text, *word;
     int r;
 
     if (!text)
         return -ENOMEM;
+    while (c->disk_inherited > 0) {
+        c->disk_inherited--;
+        config_clear_disk(&c->disks[--c->disk_count]);
+    }
     if (c->disk_count == CONFIG_MAX_DISKS)
         return config_fail(error, "more than %d disks", CONFIG_MAX_DISKS);
     /* Counted first, so that config_clear frees what a failure leaves. */
-    c->disk_count++;
+    disk = &c->disks[c->disk_count++];
     r = config_set_path(&disk->path, config_next_word(&at), error);
     while (r == 0 && (word = config_next_word(&at)))
         r = set_disk_word(disk, word, error);
     return r;
+}
+
+void config_clear_disk(struct vblk_config *disk)
+{
+    free(disk->path);
+    free(disk->serial);
+    *disk = (struct vblk_config){0};
 }
 
 /* off or on at the value's begin, with `word` for what stands behind it. */

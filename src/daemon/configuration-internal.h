@@ -55,6 +55,7 @@ int config_read_file(struct config *c, char *error);
 int config_add_disk(struct config *c, const char *value, char *error);
 int config_add_net(struct config *c, const char *value, char *error);
 void config_clear_net(struct net_config *net);
+void config_clear_disk(struct vblk_config *disk);
 int config_set_rng(struct config *c, const char *value, char *error);
 int config_set_balloon(struct config *c, const char *value, char *error);
 int config_set_console(struct config *c, const char *value, char *error);

@@ -147,6 +147,18 @@ json_t *config_describe(const struct config *c)
     return o;
 }
 
+/* Of the second console only whether there is one. A list of values would be taken one by one. */
+static int check_console(json_t *value, const char *dir, char *error)
+{
+    int r = 0;
+
+    if (!json_object_is_type(value, json_type_string))
+        r = config_fail(error, "%.150s/meta.json: config: virtio-console: wants a string", dir);
+    else if (strncmp(json_object_get_string(value), "file:", 5) == 0)
+        r = config_fail(error, "%.150s/meta.json: config: virtio-console: a snapshot does not say where output goes", dir);
+    return r < 0 ? -EBADMSG : 0;
+}
+
 static int check_keys(const json_t *config, const char *dir, char *error)
 {
     json_object_object_foreach(config, key, value)
@@ -159,10 +171,8 @@ static int check_keys(const json_t *config, const char *dir, char *error)
             config_fail(error, "%.150s/meta.json: config: \"%.40s\" is nothing that a snapshot may set", dir, key);
             return -EBADMSG;
         }
-        if (strcmp(key, "virtio-console") == 0 && strncmp(json_object_get_string((json_t *)value), "file:", 5) == 0) {
-            config_fail(error, "%.150s/meta.json: config: virtio-console: a snapshot does not say where output goes", dir);
+        if (strcmp(key, "virtio-console") == 0 && check_console(value, dir, error) < 0)
             return -EBADMSG;
-        }
     }
     return 0;
 }
@@ -183,6 +193,7 @@ int config_read_snapshot(struct config *c, char *error)
     snprintf(file, sizeof(file), "%.100s/meta.json", c->restore);
     if (r == 0)
         r = text ? config_parse_json(c, file, text, strlen(text), error) : -ENOMEM;
+    c->disk_inherited = c->disk_count;
     c->net_inherited = c->net_count;
     snapshot_meta_clear(&meta);
     return r == -EINVAL ? -EBADMSG : r;

@@ -94,10 +94,8 @@ void config_clear(struct config *c)
     free(c->config_file);
     free(c->user);
     json_object_put(c->given);
-    for (unsigned int i = 0; i < c->disk_count; i++) {
-        free(c->disks[i].path);
-        free(c->disks[i].serial);
-    }
+    for (unsigned int i = 0; i < c->disk_count; i++)
+        config_clear_disk(&c->disks[i]);
     for (unsigned int i = 0; i < c->net_count; i++)
         config_clear_net(&c->nets[i]);
     *c = (struct config){0};

@@ -69,9 +69,10 @@ struct config {
     bool eager, verify; /* how: see umbra-snapshot(5) */
     struct vblk_config disks[CONFIG_MAX_DISKS];
     unsigned int disk_count;
+    unsigned int disk_inherited; /* the first of them, which a snapshot brought: named anew they go */
     struct net_config nets[CONFIG_MAX_NETS];
     unsigned int net_count;
-    unsigned int net_inherited; /* the first of them, which a snapshot brought: named anew they go */
+    unsigned int net_inherited; /* as disk_inherited */
     struct vrng_config rng;
     struct vballoon_config balloon;
     bool virtio_console;

@@ -4,11 +4,9 @@
 
 #include <errno.h>
 #include <event2/event_struct.h>
-#include <string.h>
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "base/fd.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon/machine.h"
@@ -95,18 +93,6 @@ static uint64_t hash_page(const uint8_t *page)
     return h;
 }
 
-/*
- * The file is read, not the mapping: reading a page that was never touched allocates nothing. Private memory has no file,
- * and allocates nothing either.
- */
-static int read_page(const struct mem *mem, pfn_t pfn, uint8_t page[GUEST_PAGE_SIZE])
-{
-    if (mem_fd(mem) >= 0)
-        return fd_pread_all(mem_fd(mem), page, GUEST_PAGE_SIZE, pages_to_bytes(pfn));
-    memcpy(page, mem_ram(mem) + pages_to_bytes(pfn), GUEST_PAGE_SIZE);
-    return 0;
-}
-
 /* Hash the next pages. */
 static int hash_some(struct dirty_rate *d)
 {
@@ -116,7 +102,7 @@ static int hash_some(struct dirty_rate *d)
     for (; d->next < end; d->next++) {
         struct sample *s = &d->samples[d->next];
         uint64_t hash;
-        int r = read_page(guest_memory(d), s->pfn, page);
+        int r = mem_copy_pages(guest_memory(d), s->pfn, 1, page);
 
         if (r < 0)
             return r;

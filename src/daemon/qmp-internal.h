@@ -38,6 +38,8 @@ struct qmp_snapshot;
 int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct qmp_server *server,
                      struct qmp_snapshot **ret);
 void qmp_snapshot_free(struct qmp_snapshot *q);
+/* One is being taken. */
+bool qmp_snapshot_busy(const struct qmp_snapshot *q);
 /* End what is gathered for diffs: -EBUSY (a snapshot is under way), -ENOENT, -errno. */
 int qmp_snapshot_untrack(struct qmp_snapshot *q);
 

@@ -35,6 +35,10 @@ json_t *qmp_migrate(struct qmp_request *req)
     json_get_str(req->args, "uri", &uri);
     json_get_bool(req->args, "local", &local);
     json_get_bool(req->args, "resume", &resume);
+    if (local && !resume && qmp_snapshot_busy(req->context->snapshot)) {
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot migrate: local: the snapshot that is being taken needs guest memory");
+        return NULL;
+    }
     if ((resume ? migration_resume(mg, uri, error) : migration_start(mg, uri, local, error)) < 0) {
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot migrate: %s", error);
         return NULL;

@@ -31,6 +31,26 @@ static void on_release(void *opaque)
     machine_release(((struct qmp_snapshot *)opaque)->machine);
 }
 
+/*
+ * A guest that has ended, crashed or not arrived is nothing to go on with later. Memory that was handed over with a guest that has
+ * left is written elsewhere, which the dirty log here does not see.
+ */
+static int check_guest(struct machine *machine, char *error)
+{
+    enum run_state state = machine_run_state(machine);
+
+    if (state == RUN_STATE_RUNNING || state == RUN_STATE_PAUSED || state == RUN_STATE_PRELAUNCH || state == RUN_STATE_IO_ERROR)
+        return 0;
+    snprintf(error, SNAPSHOT_ERROR_MAX, "the guest is %s, there is nothing to go on with later", machine_run_state_name(state));
+    return -EPERM;
+}
+
+/* What it was when the snapshot began says nothing of what it is now. */
+static int on_check(void *opaque, char *error)
+{
+    return check_guest(((struct qmp_snapshot *)opaque)->machine, error);
+}
+
 static int on_save(void *opaque, uint8_t **ret, size_t *ret_len)
 {
     struct qmp_snapshot *q = opaque;
@@ -97,8 +117,8 @@ static void describe_places(const struct config *c, char *to, size_t size)
 int qmp_snapshot_new(struct event_base *events, struct machine *machine, struct qmp_server *server,
                      struct qmp_snapshot **ret)
 {
-    struct snapshot_ops ops = {
-        .hold = on_hold, .release = on_release, .save = on_save, .describe = on_describe, .changed = on_changed};
+    struct snapshot_ops ops = {.hold = on_hold, .release = on_release, .check = on_check, .save = on_save,
+                               .describe = on_describe, .changed = on_changed};
     struct qmp_snapshot *q = calloc(1, sizeof(*q));
     struct vm *vm = machine_vm(machine);
     int r;
@@ -127,6 +147,11 @@ void qmp_snapshot_free(struct qmp_snapshot *q)
     free(q);
 }
 
+bool qmp_snapshot_busy(const struct qmp_snapshot *q)
+{
+    return snapshotter_busy(q->snapshotter);
+}
+
 int qmp_snapshot_untrack(struct qmp_snapshot *q)
 {
     return snapshotter_untrack(q->snapshotter);
@@ -134,17 +159,9 @@ int qmp_snapshot_untrack(struct qmp_snapshot *q)
 
 /* -- commands ------------------------------------------------------------------ */
 
-/* A guest that has ended, crashed or not arrived is nothing to go on with later. */
-static bool can_be_taken(enum run_state state)
-{
-    return state == RUN_STATE_RUNNING || state == RUN_STATE_PAUSED || state == RUN_STATE_PRELAUNCH ||
-           state == RUN_STATE_IO_ERROR;
-}
-
 json_t *qmp_snapshot(struct qmp_request *req)
 {
     struct qmp_snapshot *q = req->context->snapshot;
-    enum run_state state = machine_run_state(req->machine);
     struct snapshot_request request = {.track = true};
     char error[SNAPSHOT_ERROR_MAX];
 
@@ -155,10 +172,7 @@ json_t *qmp_snapshot(struct qmp_request *req)
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "dir: '%.200s' is no absolute path", request.dir);
     else if (request.diff && !request.track)
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "track: a diff always goes on tracking");
-    else if (!can_be_taken(state))
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "the guest is %s, there is nothing to go on with later",
-                      machine_run_state_name(state));
-    else if (snapshotter_start(q->snapshotter, &request, error) < 0)
+    else if (check_guest(req->machine, error) < 0 || snapshotter_start(q->snapshotter, &request, error) < 0)
         qmp_error_set(&req->error, QMP_GENERIC_ERROR, "%.500s", error);
     return req->error.set ? NULL : json_object_new_object();
 }

@@ -18,6 +18,7 @@
 enum call {
     CALL_NONE,
     CALL_HOLD,
+    CALL_HOLDING, /* the main thread does it: only its end is an answer */
     CALL_END,
 };
 
@@ -49,12 +50,13 @@ struct snapshotter {
 
     atomic_bool cancel;
 
-    /* The job: the thread's, and the main thread's during CALL_HOLD. */
+    /* The job: the thread's, and the main thread's during CALL_HOLDING. */
     bool diff, track, started_tracking, copying;
     struct snapshot_meta meta;
     struct snapshot_out *out;
     struct page_set todo;
     struct aside aside;
+    uint8_t *buf; /* pages on their way into the snapshot */
     uint64_t copy_epoch;  /* newest of SNAPSHOT_COPY_CONSUMER */
     uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
     uint8_t *state;

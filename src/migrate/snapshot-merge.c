@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
@@ -128,6 +129,23 @@ int snapshot_chain_verify(const struct snapshot_chain *chain, snapshot_progress_
     return go_through(chain, NULL, progress, opaque, error);
 }
 
+/* Root merges what belongs to the user that the daemon runs as, which is to read it. */
+static int keep_owner(const struct snapshot *top, struct snapshot_out *out, char *error)
+{
+    struct stat st;
+
+    if (geteuid() != 0)
+        return 0;
+    if (fstat(top->memory_fd, &st) < 0) {
+        int r = -errno;
+
+        snprintf(error, SNAPSHOT_ERROR_MAX, "%.300s/" SNAPSHOT_MEMORY ": %s", top->path, strerror(-r));
+        return r;
+    }
+    snapshot_out_set_owner(out, st.st_uid, st.st_gid);
+    return 0;
+}
+
 int snapshot_merge(const struct snapshot_chain *chain, const char *dir, snapshot_progress_fn *progress, void *opaque,
                    char *error)
 {
@@ -140,7 +158,9 @@ int snapshot_merge(const struct snapshot_chain *chain, const char *dir, snapshot
         return r;
     /* The objects stay the chain's. */
     meta.parent_id[0] = meta.parent_path[0] = '\0';
-    r = go_through(chain, out, progress, opaque, error);
+    r = keep_owner(top, out, error);
+    if (r == 0)
+        r = go_through(chain, out, progress, opaque, error);
     if (r == 0) {
         r = snapshot_out_commit(out, &meta, top->state, top->state_len);
         if (r < 0)

@@ -34,7 +34,9 @@ struct snapshot_out {
     char name[NAME_MAX + 1], partial[NAME_MAX + 1];
     int parent_fd, fd; /* of the directory that both are in, and of the partial one */
     int memory_fd;
-    bool committed;
+    bool committed, owned; /* owned: by uid and gid in the end */
+    uid_t uid;
+    gid_t gid;
     uint64_t memory; /* bytes */
     struct snapshot_index index;
     uint32_t zero_crc; /* of a page of zeros */
@@ -362,8 +364,18 @@ void snapshot_trailer_make(uint8_t trailer[SNAPSHOT_TRAILER_SIZE], const char *i
     le32_put(trailer + 24 + SNAPSHOT_ID_LEN, crc32c(0, trailer, 24 + SNAPSHOT_ID_LEN));
 }
 
+void snapshot_out_set_owner(struct snapshot_out *out, uid_t uid, gid_t gid)
+{
+    out->owned = true;
+    out->uid = uid;
+    out->gid = gid;
+}
+
+/* The last thing that is done to a file, so that what is left of a failure is still ours to use again. */
 static int sync_file(struct snapshot_out *out, int fd, const char *name)
 {
+    if (out->owned && fchown(fd, out->uid, out->gid) < 0)
+        return fail(out, -errno, name);
     return fsync(fd) < 0 ? fail(out, -errno, name) : 0;
 }
 
@@ -397,10 +409,25 @@ static int write_pages(struct snapshot_out *out, struct snapshot_meta *meta, int
     return r;
 }
 
+/* A snapshot that nobody can open is none: a path that is no UTF-8 gets into the text and not out of it. */
+static int check_meta(struct snapshot_out *out, const char *text, size_t len)
+{
+    char error[SNAPSHOT_ERROR_MAX];
+    struct snapshot_meta again;
+    int r = snapshot_meta_parse(&again, text, len, error);
+
+    if (r < 0)
+        snprintf(out->error, sizeof(out->error), "%.200s/" SNAPSHOT_META ": could not be read again: %.200s", out->dir, error);
+    else
+        snapshot_meta_clear(&again);
+    return r;
+}
+
 static int write_meta(struct snapshot_out *out, struct snapshot_meta *meta, int *ret_fd)
 {
     _cleanup_free_ char *text = NULL;
     size_t len;
+    int r;
 
     meta->memory = out->memory;
     meta->byte_pages = out->index.byte_pages;
@@ -410,7 +437,8 @@ static int write_meta(struct snapshot_out *out, struct snapshot_meta *meta, int 
         return fail(out, -ENOMEM, SNAPSHOT_META);
     if (len > SNAPSHOT_META_MAX)
         return fail(out, -EFBIG, SNAPSHOT_META);
-    return write_file(out, SNAPSHOT_META, text, len, ret_fd);
+    r = check_meta(out, text, len);
+    return r < 0 ? r : write_file(out, SNAPSHOT_META, text, len, ret_fd);
 }
 
 static int write_trailer(struct snapshot_out *out, const char *id)
@@ -432,6 +460,13 @@ static int give_name(struct snapshot_out *out)
         return fail(out, -errno, "");
     out->committed = true;
     r = sync_dir(out->parent_fd);
+    return r < 0 ? fail(out, r, "") : 0;
+}
+
+static int sync_own_dir(struct snapshot_out *out)
+{
+    int r = out->owned && fchown(out->fd, out->uid, out->gid) < 0 ? -errno : sync_dir(out->fd);
+
     return r < 0 ? fail(out, r, "") : 0;
 }
 
@@ -457,10 +492,7 @@ int snapshot_out_commit(struct snapshot_out *out, struct snapshot_meta *meta, co
         r = sync_file(out, pages_fd, SNAPSHOT_PAGES);
     if (r == 0)
         r = sync_file(out, meta_fd, SNAPSHOT_META);
-    if (r == 0) {
-        r = sync_dir(out->fd);
-        if (r < 0)
-            fail(out, r, "");
-    }
+    if (r == 0)
+        r = sync_own_dir(out);
     return r < 0 ? r : give_name(out);
 }

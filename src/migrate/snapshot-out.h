@@ -12,6 +12,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "migrate/snapshot-meta.h"
 
@@ -53,6 +54,12 @@ uint64_t snapshot_out_zero_pages(const struct snapshot_out *out); /* of them, ze
  * Let the page cache go to disk now, without waiting for it: the commit has less to wait for.
  */
 void snapshot_out_flush(struct snapshot_out *out);
+
+/*
+ * Whose it is to be once it is committed; before it is only written by us. For root, who makes it for somebody else: all others may
+ * give files to themselves only.
+ */
+void snapshot_out_set_owner(struct snapshot_out *out, uid_t uid, gid_t gid);
 
 /*
  * Write everything else, wait until it is on disk, and give it its name. meta has all members that snapshot_meta.h does not

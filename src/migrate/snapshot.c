@@ -48,13 +48,16 @@ static int note_tracked(struct snapshotter *s)
 static int copy_held(struct snapshotter *s, struct snapshot_status *times)
 {
     uint64_t start;
-    int r = snapshot_copy_harvest(s, &times->harvest_ns);
+    int r = s->ops.check(s->ops.opaque, s->error);
 
     if (r == 0)
-        r = note_tracked(s);
-    times->final_pages = s->todo.pages;
+        r = snapshot_copy_harvest(s, &times->harvest_ns);
     if (r == 0)
+        r = note_tracked(s);
+    if (r == 0) {
+        times->final_pages = s->todo.pages;
         r = snapshot_aside_fill(s);
+    }
     if (r < 0)
         return r;
     start = clock_ns();
@@ -84,7 +87,7 @@ static void hold(struct snapshotter *s)
 
 /* -- the thread --------------------------------------------------------------- */
 
-/* Ask the main thread for it and wait until it is done, or until the job is to end. */
+/* Ask the main thread for it and wait until it is done; while it has not begun, only until the job is to end. */
 static int call_hold(struct snapshotter *s)
 {
     int r = 0;
@@ -92,7 +95,7 @@ static int call_hold(struct snapshotter *s)
     pthread_mutex_lock(&s->lock);
     s->call = CALL_HOLD;
     fd_event_signal(s->call_fd);
-    while (s->call == CALL_HOLD && !atomic_load(&s->cancel))
+    while (s->call == CALL_HOLDING || (s->call == CALL_HOLD && !atomic_load(&s->cancel)))
         pthread_cond_wait(&s->answered, &s->lock);
     if (s->call == CALL_HOLD) {
         /* The main thread will not do it any more. */
@@ -171,6 +174,8 @@ static void clear_job(struct snapshotter *s)
     snapshot_aside_clear(s);
     page_set_free(&s->todo);
     s->todo = (struct page_set){0};
+    free(s->buf);
+    s->buf = NULL;
     free(s->state);
     s->state = NULL;
 }
@@ -228,15 +233,26 @@ static void end_job(struct snapshotter *s)
     snapshot_meta_clear(&s->meta);
 }
 
+/* What is to be done. A hold is the main thread's from here on, unless the job gives it up, as it does when it is cancelled. */
+static enum call claim_call(struct snapshotter *s)
+{
+    enum call call;
+
+    pthread_mutex_lock(&s->lock);
+    call = s->call == CALL_HOLD && atomic_load(&s->cancel) ? CALL_NONE : s->call;
+    if (call == CALL_HOLD)
+        s->call = CALL_HOLDING;
+    pthread_mutex_unlock(&s->lock);
+    return call;
+}
+
 static void on_call(evutil_socket_t fd, short what, void *arg)
 {
     struct snapshotter *s = arg;
     enum call call;
 
     fd_event_clear(s->call_fd);
-    pthread_mutex_lock(&s->lock);
-    call = s->call;
-    pthread_mutex_unlock(&s->lock);
+    call = claim_call(s);
     if (call == CALL_HOLD)
         hold(s);
     else if (call == CALL_END)

@@ -34,6 +34,11 @@ struct snapshot_ops {
     /* Stop vCPUs and devices, if they run, until release. */
     void (*hold)(void *opaque);
     void (*release)(void *opaque);
+    /*
+     * Held: may what it is now become a snapshot? A guest may have ended or left since the snapshot began. 0, or -errno with the
+     * reason in error (SNAPSHOT_ERROR_MAX).
+     */
+    int (*check)(void *opaque, char *error);
     /* Save the machine's state, held; *ret is taken and freed. 0 or -errno. */
     int (*save)(void *opaque, uint8_t **ret, size_t *ret_len);
     /* Fill in paging, config and host. 0 or -errno. */

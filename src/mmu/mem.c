@@ -457,6 +457,16 @@ const uint8_t *mem_ram(const struct mem *mem)
     return mem->ram;
 }
 
+/* Private memory has no file, and nothing of the host's is made for it by reading its mapping. */
+int mem_copy_pages(const struct mem *mem, pfn_t first, uint64_t count, uint8_t *to)
+{
+    assert(first <= mem_pages(mem) && count <= mem_pages(mem) - first);
+    if (!__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE))
+        return fd_pread_all(mem->fd, to, pages_to_bytes(count), pages_to_bytes(first));
+    memcpy(to, mem->ram + pages_to_bytes(first), pages_to_bytes(count));
+    return 0;
+}
+
 bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
 {
     off_t start = (off_t)offset, end = -1;

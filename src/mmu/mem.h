@@ -93,6 +93,12 @@ int mem_fd(const struct mem *mem);
  */
 int mem_adopt(struct mem *mem, int fd);
 
+/*
+ * Copy RAM pages [first, first + count) to `to`. What was never touched or was given back is zeros, and takes no memory by being read:
+ * a mapping would have it made, or where there are no huge pages left end in SIGBUS. 0, or -errno of the file. Any thread.
+ */
+int mem_copy_pages(const struct mem *mem, pfn_t first, uint64_t count, uint8_t *to);
+
 /* All of RAM in the order of RAM pages, to read: the guest's mapping. Valid for the life of mem. */
 const uint8_t *mem_ram(const struct mem *mem);
 

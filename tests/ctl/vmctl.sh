@@ -683,6 +683,29 @@ has 129 "ttyS0" "" "SIGHUP too"
 t expect='bye' -- console hangsup
 has 0 "closed the console" "" "the end of the VM restores it, too"
 
+# -- snapshots --
+
+script taken <<'E'
+on snapshot
+  return {}
+on query-snapshot
+  return {"status": "active", "tracking": true, "dir": "/s/ours", "pages": 4, "written": 1, "total-us": 5}
+on query-snapshot
+  return {"status": "completed", "tracking": true, "dir": "/s/ours", "id": "1", "stored-pages": 4, "zero-pages": 3, "total-us": 7000, "pause-us": 300}
+E
+v snapshot taken /s/ours
+has 0 "taken: /s/ours, 4" "" "a snapshot"
+script overtaken <<'E'
+on snapshot
+  return {}
+on query-snapshot
+  return {"status": "active", "tracking": true, "dir": "/s/ours", "pages": 4, "written": 1, "total-us": 5}
+on query-snapshot
+  return {"status": "completed", "tracking": true, "dir": "/s/theirs", "id": "1", "stored-pages": 4, "zero-pages": 3, "total-us": 7000, "pause-us": 300}
+E
+v snapshot overtaken /s/ours
+is 1 "" "vmctl: overtaken: it takes another snapshot by now; vmctl snapshot show tells whether there is one in /s/ours" "another client's is not ours"
+
 # -- qmp --
 
 v qmp demo query-status

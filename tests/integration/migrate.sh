@@ -64,12 +64,21 @@ round 1 "unix, bitmap" "unix:$tap_dir/m1" 1 bitmap
 round 2 "tcp, four channels, ring" "tcp:localhost:$((20000 + $$ % 20000))" 4 ring
 
 # With its memory.
-vm_start_guest own dirtier "mode=serve" --memory 64M
+vm_start_guest own dirtier "mode=serve" --memory 64M --snapshot-dir "$tap_dir"
 vm_expect own 'ready region' 20
 vm_ask own 'fill 5' '^done count=' 30
 sum=$(guest_sum own)
 migrate_target heir "unix:$tap_dir/heir" --memory 64M
 check "local: refused over TCP" not migrate_start own tcp:127.0.0.1:1 true 2>/dev/null
+# Both in one go, so that the snapshot is under way when the other is asked for.
+answers=$({
+    jq -nc '{execute: "qmp_capabilities"}'
+    jq -nc --arg d "$tap_dir/torn" '{execute: "snapshot", arguments: {dir: $d}}'
+    jq -nc --arg u "unix:$tap_dir/heir" '{execute: "migrate", arguments: {uri: $u, local: true}}'
+} | socat -t 5 - "UNIX-CONNECT:$run/own/control.sock")
+like "$(jq -r '.error.desc // empty' <<<"$answers")" '^cannot migrate: local: the snapshot that is being taken needs guest memory$' \
+    "local: refused while a snapshot is being taken"
+wait_until 20 eval 'qmp own query-snapshot | grep -q completed' || not_ok "which is completed"
 check "local: moves" migrate_run own "unix:$tap_dir/heir" true
 is "$(vm_status own) $(vm_status heir)" "postmigrate running" "local: only the target runs"
 check "local: a guest that was moved is not moved again" not migrate_start own "unix:$tap_dir/nowhere" 2>/dev/null

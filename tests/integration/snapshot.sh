@@ -97,4 +97,24 @@ region_sum k2
 check "and are no longer alike" [ "$one" != "$sum" ]
 check "which the chain does not notice" "$VMCTL" snapshot show --verify "$tap_dir/c10"
 check "nor what was merged of it" "$VMCTL" snapshot show --verify "$tap_dir/merged"
+
+# A clone has disks of its own while the original runs with its.
+truncate -s 1M "$tap_dir/one.img" "$tap_dir/two.img"
+dirtier_start disks --memory 16M --disk "$tap_dir/one.img" --disk "$tap_dir/two.img"
+vm_ask disks "fill random 4" '^done' 60
+qmp disks stop >/dev/null
+check "a snapshot of a guest with disks" snap disks "$tap_dir/disks"
+cp "$tap_dir/one.img" "$tap_dir/one-copy.img"
+cp "$tap_dir/two.img" "$tap_dir/two-copy.img"
+qmp disks cont >/dev/null
+region_sum disks
+want=$sum
+check "a clone does not get the original's" refused 'another process has it open' --restore "$tap_dir/disks"
+vm_restore own-disks "$tap_dir/disks" --disk "$tap_dir/one-copy.img" --disk "$tap_dir/two-copy.img"
+is "$(qmp own-disks query-block | jq -c '[.[].inserted.file]')" "[\"$tap_dir/one-copy.img\",\"$tap_dir/two-copy.img\"]" \
+    "but runs with copies, and with nothing else"
+region_sum own-disks
+is "$sum" "$want" "and goes on where the original was"
+is "$(vm_status disks)" running "which runs on"
+vm_quit own-disks disks
 done_testing

@@ -6,11 +6,16 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fd.h"
+#include "base/size.h"
 #include "base/util.h"
 #include "daemon/configuration.h"
+#include "migrate/snapshot-meta.h"
 
 #define ARGS_MAX 16
 
@@ -333,6 +338,80 @@ static void test_inherited_nets(void **state)
     config_clear(&d);
 }
 
+/* A snapshot of nothing, whose metadata has this configuration; it is read, and what is wrong is in `error`. */
+static int read_snapshot(const char *config, char *error)
+{
+    struct snapshot_meta meta = {.created = 1, .producer = "test", .paging = "tdp", .memory = MiB, .byte_pages = 256};
+    char dir[] = "/tmp/test-config.XXXXXX", path[64];
+    _cleanup_free_ char *text = NULL;
+    struct config c;
+    size_t len;
+    int r, fd;
+
+    assert_int_equal(snapshot_meta_new_id(&meta), 0);
+    meta.config = json_tokener_parse(config);
+    assert_non_null(meta.config);
+    text = snapshot_meta_format(&meta, &len);
+    assert_non_null(text);
+    snapshot_meta_clear(&meta);
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/meta.json", dir);
+    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(fd_write_all(fd, text, len), 0);
+    close(fd);
+    error[0] = '\0';
+    r = parse(&c, error, "--runtime-dir=/r", "--restore", dir, NULL);
+    config_clear(&c);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(rmdir(dir), 0);
+    return r;
+}
+
+static void test_snapshot_configuration(void **state)
+{
+    static const struct {
+        const char *config, *says;
+    } bad[] = {
+        {"{'name':'x'}", "\"name\" is nothing that a snapshot may set"},
+        {"{'virtio-console':null}", "virtio-console: wants a string"},
+        {"{'virtio-console':5}", "virtio-console: wants a string"},
+        {"{'virtio-console':{}}", "virtio-console: wants a string"},
+        {"{'virtio-console':['file:/x']}", "virtio-console: wants a string"},
+        {"{'virtio-console':'file:/x'}", "does not say where output goes"},
+        {"{'kernel':null}", "kernel: wants"},
+        {"{'cpus':null}", "cpus: wants"},
+        {"{'disk':null}", "disk: wants"},
+        {"{'disk':['/a',null]}", "disk: wants"},
+        {"{'test-device':null}", "test-device: wants"},
+    };
+    char error[CONFIG_ERROR_MAX];
+
+    assert_int_equal(read_snapshot("{'kernel':'/k','virtio-console':'socket'}", error), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        if (read_snapshot(bad[i].config, error) != -EBADMSG || !strstr(error, bad[i].says))
+            fail_msg("%s: '%s' where '%s' is wanted", bad[i].config, error, bad[i].says);
+}
+
+/* So are disks that a snapshot brings: a clone has copies of them, and not both. */
+static void test_inherited_disks(void **state)
+{
+    char error[CONFIG_ERROR_MAX] = "";
+    struct config c;
+
+    assert_int_equal(parse_text(&c, "{\"disk\": [\"/a,serial=s,ro\", \"/b\"]}", error), 0);
+    c.disk_inherited = c.disk_count;
+    assert_int_equal(config_parse_json(&c, "f", "{\"memory\": \"1M\"}", 16, error), 0);
+    assert_int_equal(c.disk_count, 2);
+    assert_int_equal(config_parse_json(&c, "f", "{\"disk\": [\"/x\", \"/y\", \"/z\"]}", 29, error), 0);
+    assert_int_equal(c.disk_count, 3);
+    assert_string_equal(c.disks[0].path, "/x");
+    assert_null(c.disks[0].serial);
+    assert_false(c.disks[0].read_only);
+    assert_string_equal(c.disks[2].path, "/z");
+    config_clear(&c);
+}
+
 static void test_small_devices(void **state)
 {
     char error[CONFIG_ERROR_MAX];
@@ -521,7 +600,7 @@ int main(void)
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_option), cmocka_unit_test(test_mmu_options), cmocka_unit_test(test_refused_options),
         cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_json),         cmocka_unit_test(test_refused_json),
         cmocka_unit_test(test_tuning),        cmocka_unit_test(test_nets),         cmocka_unit_test(test_inherited_nets),
-        cmocka_unit_test(test_disks),         cmocka_unit_test(test_small_devices),
+        cmocka_unit_test(test_snapshot_configuration), cmocka_unit_test(test_inherited_disks), cmocka_unit_test(test_disks),         cmocka_unit_test(test_small_devices),
         cmocka_unit_test(test_command_line_wins), cmocka_unit_test(test_print),
     };
 

@@ -338,6 +338,75 @@ static void test_own_stats(void **state)
     }
 }
 
+/* -- snapshots ------------------------------------------------------------------ */
+
+/* The next event of a snapshot, taken out of what may be answers. */
+static json_t *next_snapshot_event(struct env *e, json_t *line)
+{
+    const char *event;
+    json_t *data;
+
+    for (;; line = peer_read(e->p)) {
+        if (json_get_str(line, "event", &event) == 0 && strcmp(event, "SNAPSHOT") == 0) {
+            assert_int_equal(json_get_obj(line, "data", &data), 0);
+            data = json_object_get(data);
+            json_object_put(line);
+            return data;
+        }
+        json_object_put(line);
+    }
+}
+
+static void assert_snapshot(json_t *data, const char *status, const char *error)
+{
+    const char *got = "none", *got_error = "";
+
+    json_get_str(data, "status", &got);
+    json_get_str(data, "error", &got_error);
+    assert_string_equal(got, status);
+    assert_string_equal(got_error, error);
+    json_object_put(data);
+}
+
+/* Begin a snapshot, and let the guest be in this state before the thread, which waits for the dirty log, has come anywhere. */
+static json_t *start_and_become(struct env *e, const char *arguments, enum run_state become)
+{
+    struct dirty_log *log = vm_dirty_log(machine_vm(e->f.machine));
+    struct dirty_snapshot held;
+    json_t *line;
+
+    assert_int_equal(dirty_log_start(log, "test", DIRTY_START_CHANGES), 0);
+    assert_int_equal(dirty_log_snapshot_lock(log, "test", true, &held), 0);
+    line = env_call(e, "snapshot", arguments);
+    fake_machine_set_state(e->f.machine, become);
+    dirty_log_unlock(log);
+    assert_int_equal(dirty_log_stop(log, "test"), 0);
+    return line;
+}
+
+/* A guest that leaves or crashes in the middle of a snapshot takes it along. */
+static void test_snapshot_of_what_is_gone(void **state)
+{
+    static const struct {
+        enum run_state state;
+        const char *name;
+    } gone[] = {{RUN_STATE_POSTMIGRATE, "postmigrate"}, {RUN_STATE_FINISH_MIGRATE, "finish-migrate"},
+                {RUN_STATE_INTERNAL_ERROR, "internal-error"}, {RUN_STATE_SHUTDOWN, "shutdown"}};
+    struct env *e = *state;
+    char dir[] = "/tmp/test-qmp-commands.XXXXXX", arguments[128], want[128];
+
+    assert_non_null(mkdtemp(dir));
+    snprintf(arguments, sizeof(arguments), "{'dir':'%s/s'}", dir);
+    for (size_t i = 0; i < ARRAY_SIZE(gone); i++) {
+        fake_machine_set_state(e->f.machine, RUN_STATE_RUNNING);
+        assert_snapshot(next_snapshot_event(e, start_and_become(e, arguments, gone[i].state)), "active", "");
+        snprintf(want, sizeof(want), "the guest is %s, there is nothing to go on with later", gone[i].name);
+        assert_snapshot(next_snapshot_event(e, peer_read(e->p)), "failed", want);
+        env_expect_error(e, "snapshot", arguments, want);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, env_teardown)
 #define TEST_LARGE(name) cmocka_unit_test_setup_teardown(name, setup_large, env_teardown)
 
@@ -347,6 +416,7 @@ int main(void)
         cmocka_unit_test(test_table), TEST(test_questions), TEST(test_host),    TEST_LARGE(test_guest_memory),
         TEST(test_run_state),         TEST(test_stats),     TEST(test_stats_errors), TEST(test_schemas),
         TEST(test_own_stats),         TEST(test_balloon),   TEST(test_memory_arrives),
+        TEST(test_snapshot_of_what_is_gone),
     };
 
     return cmocka_run_group_tests_name("qmp-commands", tests, NULL, NULL);

@@ -253,6 +253,35 @@ static void test_page_changes_kind(void **state)
     snapshot_chain_close(&chain);
 }
 
+/* Root merges for the user whose snapshots they are. */
+static void test_merge_keeps_owner(void **state)
+{
+    static const char *const names[] = {"a", "a/meta.json", "a/state.bin", "a/pages", "a/memory"};
+    struct snapshot_chain chain;
+    char error[SNAPSHOT_ERROR_MAX], name[32];
+    struct guest *g;
+    struct stat st;
+
+    if (geteuid() != 0)
+        skip();
+    g = guest_new();
+    guest_write(g, 3, 9);
+    guest_snapshot(g, "a", false);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        assert_int_equal(lchown(at(names[i]), 4711, 4712), 0);
+    assert_int_equal(snapshot_chain_open(at("a"), &chain, error), 0);
+    assert_int_equal(snapshot_merge(&chain, at("m"), NULL, NULL, error), 0);
+    snapshot_chain_close(&chain);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        snprintf(name, sizeof(name), "m%s", names[i] + 1);
+        assert_int_equal(lstat(at(name), &st), 0);
+        assert_int_equal(st.st_uid, 4711);
+        assert_int_equal(st.st_gid, 4712);
+    }
+    assert_memory(g, "m");
+    free(g);
+}
+
 /* -- places ----------------------------------------------------------------------- */
 
 static void assert_no_place(const char *name, int want)
@@ -555,6 +584,27 @@ static void test_metadata_round_trip(void **state)
     free(text);
 }
 
+/* The name of a disk in Latin-1: said when the snapshot is taken, not when it is needed. */
+static void test_metadata_not_utf8(void **state)
+{
+    struct snapshot_meta meta = {.created = 1, .producer = "test", .paging = "tdp"};
+    char error[SNAPSHOT_ERROR_MAX];
+    struct snapshot_out *out;
+
+    meta.config = json_object_new_object();
+    json_add_str(meta.config, "disk", "/images/\xe4.img");
+    assert_int_equal(snapshot_out_new(at("s"), PAGES, &out, error), 0);
+    assert_int_equal(snapshot_out_put_zeros(out, 0, PAGES), 0);
+    assert_int_equal(snapshot_meta_new_id(&meta), 0);
+    assert_int_equal(snapshot_out_commit(out, &meta, "", 0), -EBADMSG);
+    assert_non_null(strstr(snapshot_out_error(out), "s/meta.json: could not be read again: "));
+    assert_non_null(strstr(snapshot_out_error(out), "utf-8"));
+    snapshot_out_free(out);
+    assert_int_equal(access(at("s"), F_OK), -1);
+    assert_int_equal(access(at(".s.partial"), F_OK), -1);
+    snapshot_meta_clear(&meta);
+}
+
 /* -- the list of pages ------------------------------------------------------------- */
 
 static void assert_index_refused(const struct byte_writer *w, size_t len, const char *text)
@@ -621,6 +671,7 @@ int main(void)
         DISK_TEST(test_full),
         DISK_TEST(test_random_chain),
         DISK_TEST(test_page_changes_kind),
+        DISK_TEST(test_merge_keeps_owner),
         DISK_TEST(test_places),
         DISK_TEST(test_left_behind),
         DISK_TEST(test_damaged_files),
@@ -628,6 +679,7 @@ int main(void)
         DISK_TEST(test_parents),
         cmocka_unit_test(test_metadata),
         cmocka_unit_test(test_metadata_round_trip),
+        DISK_TEST(test_metadata_not_utf8),
         cmocka_unit_test(test_index),
     };
 
