@@ -230,6 +230,15 @@ static bool must_tell(struct mig_source *s, size_t word, uint64_t mask, bool zer
     return had || !zero;
 }
 
+/* Also of one that was given back, which is not to be made again by this. One that cannot be read is sent, which fails as well. */
+static bool page_is_zero(struct mem *mem, pfn_t pfn)
+{
+    uint8_t buf[GUEST_PAGE_SIZE] __attribute__((aligned(64)));
+    const uint8_t *page;
+
+    return mem_view_page(mem, pfn, buf, &page) == 0 && mig_page_is_zero(page);
+}
+
 int mig_batch_add_word(struct mig_sender *c, size_t word, uint64_t bits, struct mig_batch *b, struct mig_error *err)
 {
     struct mig_source *s = c->source;
@@ -237,7 +246,7 @@ int mig_batch_add_word(struct mig_sender *c, size_t word, uint64_t bits, struct 
 
     for (; bits; bits &= bits - 1) {
         pfn_t pfn = word * 64 + (unsigned int)__builtin_ctzll(bits);
-        bool zero = mig_page_is_zero(mem_ram(s->config.mem) + pages_to_bytes(pfn));
+        bool zero = page_is_zero(s->config.mem, pfn);
 
         zeros += zero;
         if (!must_tell(s, word, UINT64_C(1) << (pfn % 64), zero))

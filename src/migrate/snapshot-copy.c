@@ -10,11 +10,10 @@
 
 #include "base/util.h"
 
-/*
- * Pages copied at a time, between two looks at whether it is to end: those of a word of a set of pages at least, and few enough to stay
- * in a CPU's cache until they are written.
- */
-#define COPY_PAGES 128u
+/* Pages between two looks at whether it is to end. */
+#define COPY_PAGES 1024u
+/* The same for pages that lie here and there: so many are told to snapshot_out at once. */
+#define BATCH_PAGES 256u
 /* Pages between two times that the page cache is told to go to disk. */
 #define FLUSH_PAGES 8192u
 /* Go over what was written meanwhile until so little is left, or it has got no less so often, or so many times. */
@@ -60,32 +59,80 @@ static void count_done(struct snapshotter *s, uint64_t pages)
     }
 }
 
-/* Read pages of guest memory. The guest may have given them back: nothing is to be made for them by that. */
-static int read_pages(struct snapshotter *s, uint64_t first, uint64_t count, uint8_t *to)
+static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces, size_t count)
 {
-    int r = mem_copy_pages(s->mem, first, count, to);
+    int r = check_cancel(s);
 
-    return r < 0 ? snapshot_fail(s, r, "guest memory") : 0;
+    if (r < 0)
+        return r;
+    r = snapshot_out_put_pieces(s->out, pieces, count);
+    if (r < 0)
+        return snapshot_fail_out(s, r);
+    count_done(s, count);
+    return 0;
+}
+
+/* Pages to write, those in the way of which a page that was given back lies in a buffer of its own. */
+struct gathering {
+    struct snapshot_piece pieces[BATCH_PAGES];
+    size_t count;
+};
+
+static int gather(struct snapshotter *s, struct gathering *g, uint64_t page)
+{
+    const uint8_t *data;
+    int r = mem_view_page(s->mem, page, s->buf + pages_to_bytes(g->count), &data);
+
+    if (r < 0)
+        return snapshot_fail(s, r, "guest memory");
+    g->pieces[g->count++] = (struct snapshot_piece){.page = page, .data = data};
+    if (g->count < BATCH_PAGES)
+        return 0;
+    r = put_batch(s, g->pieces, g->count);
+    g->count = 0;
+    return r;
+}
+
+static int gather_end(struct snapshotter *s, const struct gathering *g)
+{
+    return g->count > 0 ? put_batch(s, g->pieces, g->count) : 0;
+}
+
+static int put_one_by_one(struct snapshotter *s, uint64_t first, uint64_t count)
+{
+    struct gathering g = {.count = 0};
+    int r = 0;
+
+    for (uint64_t page = first; r == 0 && page < first + count; page++)
+        r = gather(s, &g, page);
+    return r == 0 ? gather_end(s, &g) : r;
+}
+
+static int put_run(struct snapshotter *s, uint64_t first, uint64_t count)
+{
+    int r = check_cancel(s);
+
+    if (r < 0)
+        return r;
+    r = snapshot_out_put(s->out, first, mem_ram(s->mem) + pages_to_bytes(first), count);
+    if (r < 0)
+        return snapshot_fail_out(s, r);
+    count_done(s, count);
+    return 0;
 }
 
 static int put(struct snapshotter *s, uint64_t first, uint64_t count)
 {
-    while (count > 0) {
-        uint64_t n = MIN(count, (uint64_t)COPY_PAGES);
-        int r = check_cancel(s);
+    int r = 0;
 
-        if (r == 0)
-            r = read_pages(s, first, n, s->buf);
-        if (r < 0)
-            return r;
-        r = snapshot_out_put(s->out, first, s->buf, n);
-        if (r < 0)
-            return snapshot_fail_out(s, r);
-        count_done(s, n);
+    while (r == 0 && count > 0) {
+        uint64_t n = MIN(count, (uint64_t)COPY_PAGES);
+
+        r = mem_some_given_back(s->mem, first, n) ? put_one_by_one(s, first, n) : put_run(s, first, n);
         first += n;
         count -= n;
     }
-    return 0;
+    return r;
 }
 
 /* Every page: what was never touched is zeros without a look. */
@@ -107,53 +154,17 @@ static int put_all(struct snapshotter *s)
     return r;
 }
 
-static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces, size_t count)
-{
-    int r = check_cancel(s);
-
-    if (r < 0)
-        return r;
-    r = snapshot_out_put_pieces(s->out, pieces, count);
-    if (r < 0)
-        return snapshot_fail_out(s, r);
-    count_done(s, count);
-    return 0;
-}
-
-/* The next pages of the set that lie side by side, 64 at most; false at the end. */
-static bool next_run(const struct page_set *set, struct page_set_walk *w, uint64_t *ret_first, uint64_t *ret_count)
-{
-    unsigned int first, count;
-
-    if (!page_set_walk_word(set, w))
-        return false;
-    first = (unsigned int)__builtin_ctzll(w->bits);
-    count = ~(w->bits >> first) ? (unsigned int)__builtin_ctzll(~(w->bits >> first)) : 64;
-    /* Adding to the lowest bit carries through all of them. */
-    w->bits &= w->bits + (UINT64_C(1) << first);
-    *ret_first = (uint64_t)w->word * 64 + first;
-    *ret_count = count;
-    return true;
-}
-
 static int put_todo(struct snapshotter *s)
 {
     struct page_set_walk w = page_set_walk_from(&s->todo, 0);
-    struct snapshot_piece pieces[COPY_PAGES];
-    uint64_t first, count, n = 0;
+    struct gathering g = {.count = 0};
     int r = 0;
 
-    while (r == 0 && next_run(&s->todo, &w, &first, &count)) {
-        if (n + count > COPY_PAGES) {
-            r = put_batch(s, pieces, n);
-            n = 0;
-        }
-        if (r == 0)
-            r = read_pages(s, first, count, s->buf + pages_to_bytes(n));
-        for (uint64_t i = 0; i < count; i++, n++)
-            pieces[n] = (struct snapshot_piece){.page = first + i, .data = s->buf + pages_to_bytes(n)};
+    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
+        r = gather(s, &g, (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits));
+        w.bits &= w.bits - 1;
     }
-    return r == 0 && n > 0 ? put_batch(s, pieces, n) : r;
+    return r == 0 ? gather_end(s, &g) : r;
 }
 
 int snapshot_copy_harvest(struct snapshotter *s, uint64_t *ret_harvest_ns)
@@ -204,7 +215,7 @@ int snapshot_copy_running(struct snapshotter *s)
 
     if (r < 0)
         return r;
-    s->buf = malloc(pages_to_bytes(COPY_PAGES));
+    s->buf = malloc(pages_to_bytes(BATCH_PAGES));
     if (!s->buf)
         return snapshot_fail(s, -ENOMEM, "snapshot");
     set_pages(s, s->diff ? s->todo.pages : mem_pages(s->mem));
@@ -260,47 +271,45 @@ void snapshot_aside_clear(struct snapshotter *s)
     s->aside = (struct aside){0};
 }
 
-/* As many of the pages as there is room for. */
-static int fill_some(struct snapshotter *s, uint64_t first, uint64_t *count)
+static int put_aside(struct snapshotter *s, uint64_t page)
 {
     struct aside *a = &s->aside;
-    int r;
+    uint8_t *to = a->count < a->room ? a->data + pages_to_bytes(a->count) : s->buf;
+    const uint8_t *data;
+    int r = mem_view_page(s->mem, page, to, &data);
 
-    *count = MIN(*count, (uint64_t)(a->room - a->count));
-    r = read_pages(s, first, *count, a->data + pages_to_bytes(a->count));
-    for (uint64_t i = 0; r == 0 && i < *count; i++)
-        a->page[a->count++] = first + i;
-    return r;
+    if (r < 0)
+        return snapshot_fail(s, r, "guest memory");
+    if (a->count == a->room) {
+        r = snapshot_out_put(s->out, page, data, 1);
+        return r < 0 ? snapshot_fail_out(s, r) : 0;
+    }
+    if (data != to)
+        memcpy(to, data, GUEST_PAGE_SIZE);
+    a->page[a->count++] = page;
+    return 0;
 }
 
 int snapshot_aside_fill(struct snapshotter *s)
 {
     struct page_set_walk w = page_set_walk_from(&s->todo, 0);
-    uint64_t first, count, n;
     int r = 0;
 
-    while (r == 0 && next_run(&s->todo, &w, &first, &count)) {
-        n = count;
-        r = fill_some(s, first, &n);
-        if (r == 0 && n < count)
-            r = read_pages(s, first + n, count - n, s->buf);
-        if (r == 0 && n < count) {
-            r = snapshot_out_put(s->out, first + n, s->buf, count - n);
-            if (r < 0)
-                snapshot_fail_out(s, r);
-        }
+    while (r == 0 && page_set_walk_word(&s->todo, &w)) {
+        r = put_aside(s, (uint64_t)w.word * 64 + (uint64_t)__builtin_ctzll(w.bits));
+        w.bits &= w.bits - 1;
     }
     return r;
 }
 
 int snapshot_aside_put(struct snapshotter *s)
 {
-    struct snapshot_piece pieces[COPY_PAGES];
+    struct snapshot_piece pieces[BATCH_PAGES];
     uint32_t at = 0;
     int r = 0;
 
     while (r == 0 && at < s->aside.count) {
-        uint32_t n = MIN(s->aside.count - at, COPY_PAGES);
+        uint32_t n = MIN(s->aside.count - at, BATCH_PAGES);
 
         for (uint32_t i = 0; i < n; i++)
             pieces[i] = (struct snapshot_piece){s->aside.page[at + i], s->aside.data + pages_to_bytes(at + i)};

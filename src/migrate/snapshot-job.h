@@ -56,7 +56,7 @@ struct snapshotter {
     struct snapshot_out *out;
     struct page_set todo;
     struct aside aside;
-    uint8_t *buf; /* pages on their way into the snapshot */
+    uint8_t *buf; /* a batch of pages that are not read by the mapping */
     uint64_t copy_epoch;  /* newest of SNAPSHOT_COPY_CONSUMER */
     uint64_t track_epoch; /* of SNAPSHOT_CONSUMER, when the guest stood still */
     uint8_t *state;

@@ -23,7 +23,7 @@
  */
 #include "config.h"
 
-#include "mmu/mem.h"
+#include "mmu/mem-internal.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -58,29 +58,6 @@
 /* Words of the notes under one bit of their summary. */
 #define NOTE_GROUP PAGE_SET_GROUP_WORDS
 #define HUGE_PAGES_SYSFS "/sys/kernel/mm/hugepages/hugepages-2048kB/"
-
-struct mem {
-    uint64_t size;
-    int fd;
-    bool hugepages, prealloc, transparent;
-    bool private; /* atomic: a snapshot may be written while the guest resets */
-    bool held;    /* atomic; see mem_hold_pages */
-    uint8_t *area; /* guard, RAM, guard, alias, guard */
-    size_t area_size;
-    uint8_t *ram, *alias;
-    struct mem_slot slots[MEM_MAX_SLOTS];
-    unsigned int slot_count;
-
-    /* Notes of VMM writes; see above. */
-    uint8_t tracking;    /* atomic; bit i: listener i */
-    bool writers_fence;  /* there is no membarrier: every write has its own fence. Set once by mem_new */
-    struct notes {
-        uint64_t *map;     /* atomic words */
-        uint64_t *summary; /* atomic words; bit i: group i of the map may have a bit */
-    } notes[MEM_LISTENERS];
-    size_t note_words, summary_words;
-    size_t notes_size; /* of the mapping that holds all of them, bytes */
-};
 
 static_assert(MEM_SIZE_ALIGN / GUEST_PAGE_SIZE % BITMAP_WORD_BITS == 0, "a slot is whole words of a bitmap");
 static_assert(MEM_HOLE_START % MEM_SIZE_ALIGN == 0, "so is the slot below the hole");
@@ -373,6 +350,11 @@ int mem_new(const struct mem_config *config, struct mem **ret)
         log_err_errno(r, "guest memory: no address space for the bitmap of writes");
         goto fail;
     }
+    mem->given = calloc(bitmap_words(mem_pages(mem)), sizeof(*mem->given));
+    if (!mem->given) {
+        r = -ENOMEM;
+        goto fail;
+    }
     make_slots(mem);
     if (mem->prealloc) {
         r = preallocate(mem);
@@ -395,6 +377,7 @@ void mem_free(struct mem *mem)
     if (mem->area)
         munmap(mem->area, mem->area_size);
     fd_close(mem->fd);
+    free(mem->given);
     free(mem);
 }
 
@@ -455,16 +438,6 @@ int mem_adopt(struct mem *mem, int fd)
 const uint8_t *mem_ram(const struct mem *mem)
 {
     return mem->ram;
-}
-
-/* Private memory has no file, and nothing of the host's is made for it by reading its mapping. */
-int mem_copy_pages(const struct mem *mem, pfn_t first, uint64_t count, uint8_t *to)
-{
-    assert(first <= mem_pages(mem) && count <= mem_pages(mem) - first);
-    if (!__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE))
-        return fd_pread_all(mem->fd, to, pages_to_bytes(count), pages_to_bytes(first));
-    memcpy(to, mem->ram + pages_to_bytes(first), pages_to_bytes(count));
-    return 0;
 }
 
 bool mem_next_data(const struct mem *mem, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
@@ -549,6 +522,11 @@ static inline void note_range(struct mem *mem, uint64_t offset, uint64_t len)
         note_for_listeners(mem, listeners, offset, len);
 }
 
+void mem_note_range(struct mem *mem, uint64_t offset, uint64_t len)
+{
+    note_range(mem, offset, len);
+}
+
 static inline void note_write(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
 {
     note_range(mem, gpa - slot->base + slot->offset, len);
@@ -630,6 +608,7 @@ int mem_discard(struct mem *mem)
     int r = 0;
 
     /* Noted even on failure: a part may be gone. */
+    mem_note_given(mem, 0, mem->size);
     if (mem->private)
         r = end_private(mem);
     else if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
@@ -639,52 +618,6 @@ int mem_discard(struct mem *mem)
     if (r == 0 && mem->prealloc)
         r = preallocate(mem);
     return r;
-}
-
-int64_t mem_give_back(struct mem *mem, const void *ptr, uint64_t len)
-{
-    uint64_t page = mem->hugepages ? MEM_HUGE_PAGE_SIZE : GUEST_PAGE_SIZE;
-    uint64_t offset = (uint64_t)((const uint8_t *)ptr - mem->alias), start, end;
-    int r = 0;
-
-    assert(offset <= mem->size && len <= mem->size - offset);
-    start = align_up(offset, page);
-    end = align_down(offset + len, page);
-    if (start >= end || __atomic_load_n(&mem->held, __ATOMIC_ACQUIRE))
-        return 0;
-    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE)) {
-        if (madvise(mem->ram + start, end - start, MADV_DONTNEED) < 0)
-            r = -errno;
-    } else if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(end - start)) < 0) {
-        r = -errno;
-    }
-    /* Afterwards, so that whoever copies what is noted copies zeros; also on failure: a part may be gone. */
-    note_range(mem, start, end - start);
-    return r < 0 ? r : (int64_t)(end - start);
-}
-
-void mem_hold_pages(struct mem *mem, bool on)
-{
-    int advice = on || !mem->transparent ? MADV_NOHUGEPAGE : MADV_HUGEPAGE;
-
-    __atomic_store_n(&mem->held, on, __ATOMIC_RELEASE);
-    /* A kernel without huge pages refuses. */
-    (void)madvise(mem->ram, mem->size, advice);
-    (void)madvise(mem->alias, mem->size, advice);
-}
-
-bool mem_given_is_zero(const struct mem *mem)
-{
-    return !__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE);
-}
-
-int64_t mem_allocated(const struct mem *mem)
-{
-    struct stat st;
-
-    if (__atomic_load_n(&mem->private, __ATOMIC_ACQUIRE))
-        return -ENOTSUP;
-    return fstat(mem->fd, &st) < 0 ? -errno : (int64_t)st.st_blocks * 512;
 }
 
 bool mem_gfn_to_pfn(const struct mem *mem, gfn_t gfn, pfn_t *ret)

@@ -99,6 +99,14 @@ int mem_adopt(struct mem *mem, int fd);
  */
 int mem_copy_pages(const struct mem *mem, pfn_t first, uint64_t count, uint8_t *to);
 
+/*
+ * A RAM page to read: *ret is the mapping, or `buf`, to which it was copied because it may have been given back; mem_copy_pages says
+ * why. 0, or -errno of the file. Any thread.
+ */
+int mem_view_page(struct mem *mem, pfn_t page, uint8_t buf[GUEST_PAGE_SIZE], const uint8_t **ret);
+/* Whether mem_view_page may copy one of these. A hint; never so for private memory. Any thread. */
+bool mem_some_given_back(const struct mem *mem, pfn_t first, uint64_t count);
+
 /* All of RAM in the order of RAM pages, to read: the guest's mapping. Valid for the life of mem. */
 const uint8_t *mem_ram(const struct mem *mem);
 
