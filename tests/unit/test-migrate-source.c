@@ -262,7 +262,8 @@ static struct mig_frame hear_next(struct play *p)
 
         if (poll(fds, 2, TIMEOUT_MS) <= 0)
             fail_msg("nothing is heard");
-        p->heard_on = channel = fds[0].revents ? 0 : 1;
+        /* What was said last is on the first, where the other is closed already. */
+        p->heard_on = channel = fds[1].revents == POLLIN ? 1 : 0;
         if (mig_receive(&p->s[channel], &f, &err) < 0)
             fail_msg("channel %u: %s", channel, err.text);
         if (f.type == MIG_BATCH)
