@@ -179,6 +179,8 @@ int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns)
         err = read_all(&im, r);
         if (err == 0) {
             advance_time(&im, captured_ns);
+            /* A guest that is reset before it ran here leaves as much behind as one that ran. */
+            vm->touched = true;
             err = apply_all(&im, vm->mem, &vcpu, &f);
             if (err < 0 && vcpu < vm->cpus)
                 state_bad(r, NULL, "vcpu %u: %s", vcpu, f.text);

@@ -616,6 +616,47 @@ static void test_reset(void **state)
     guest_free(&g);
 }
 
+/* A guest that came here and never ran has left as much behind as one that did. */
+static void test_reset_of_an_arrival(void **state)
+{
+    struct vcpu_entry entry = {.regs = {.rip = 0x1234, .rflags = 2}};
+    struct kvm_mp_state halted = {KVM_MP_STATE_HALTED};
+    struct guest g, fresh, target;
+    struct saved power_on, arrived, after;
+
+    if (no_kvm())
+        skip();
+    guest_new(&fresh);
+    save(fresh.vm, &power_on);
+    ASK(vcpu_fd(vm_vcpu(fresh.vm, 0)), KVM_GET_SREGS, &entry.sregs);
+    guest_new(&g);
+    write_guest(g.mem);
+    for (unsigned int i = 0; i < CPUS; i++)
+        prepare_vcpu(g.vm, i);
+    set_marks(g.vm, 7);
+    ASK(vcpu_fd(vm_vcpu(g.vm, 0)), KVM_SET_MP_STATE, &halted);
+    save(g.vm, &arrived);
+
+    guest_new(&target);
+    load(target.vm, &arrived);
+    assert_int_equal(vm_reset(target.vm, &entry), 0);
+    ASK(vcpu_fd(vm_vcpu(target.vm, 0)), KVM_GET_MP_STATE, &halted);
+    assert_int_equal(halted.mp_state, KVM_MP_STATE_RUNNABLE);
+    save(target.vm, &after);
+    for (uint32_t i = 0; i < power_on.r.count; i++) {
+        const struct state_section *s = &power_on.r.sections[i];
+
+        if (strcmp(s->name, "vcpu") != 0 || s->instance != 0)
+            assert_true(compare_section(&power_on, &after, s) > 0 || strcmp(s->name, "clock") == 0);
+    }
+    saved_clear(&power_on);
+    saved_clear(&arrived);
+    saved_clear(&after);
+    guest_free(&target);
+    guest_free(&g);
+    guest_free(&fresh);
+}
+
 /* Write the state again with one field changed: its name, its length, its bytes, or left out (len SIZE_MAX). */
 struct change {
     const char *section, *field;
@@ -1026,6 +1067,7 @@ int main(void)
         cmocka_unit_test(test_save_garbage_load),
         cmocka_unit_test(test_go_on_in_another_vm),
         cmocka_unit_test(test_reset),
+        cmocka_unit_test(test_reset_of_an_arrival),
         cmocka_unit_test(test_bad_state_is_refused),
         cmocka_unit_test(test_too_much_is_refused),
         cmocka_unit_test(test_differences),
