@@ -258,12 +258,13 @@ static void found(struct mig_target *t)
 {
     bool whole;
 
+    /* From here on who puts the last page can say so; whether one has put it before is looked at after that. Twice is no harm. */
+    set_asks(t, true);
     pthread_mutex_lock(&t->lock);
     whole = t->whole;
     t->report.recoveries++;
     t->report.why[0] = '\0';
     pthread_mutex_unlock(&t->lock);
-    set_asks(t, true);
     log_info("migration: the source is back, %llu pages are missing", (unsigned long long)absent_left(t->absent));
     if (whole) {
         tell(t, MIG_WHOLE, NULL);

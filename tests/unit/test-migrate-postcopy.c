@@ -448,6 +448,29 @@ static void test_resumes(void **state)
     play_free(&p);
 }
 
+/* The last page comes while the target finds its source again: it is told of, by whoever sees it. */
+static void test_last_page_at_once(void **state)
+{
+    for (int i = 0; i < 20; i++) {
+        static struct play p;
+
+        play_new(&p);
+        until_it_runs(&p, 1);
+        hang_up(&p);
+        dial(&p, 0, SESSION);
+        say(&p, 0, MIG_RESUME, NULL, 0);
+        hear_hello(&p);
+        hear(&p, MIG_MISSING);
+        hear(&p, MIG_ACCEPT);
+        dial(&p, 1, SESSION);
+        say_page(&p, 1, 0, 0x11);
+        hear(&p, MIG_WHOLE);
+        say(&p, 0, MIG_DONE, NULL, 0);
+        wait_status(&p, MIG_STATUS_COMPLETED);
+        play_free(&p);
+    }
+}
+
 static void test_paused_and_ended(void **state)
 {
     static struct play p;
@@ -559,6 +582,7 @@ int main(void)
         cmocka_unit_test_teardown(test_load_may_touch, end_play),
         cmocka_unit_test_teardown(test_cut_before_commit, end_play),
         cmocka_unit_test_teardown(test_resumes, end_play),
+        cmocka_unit_test_teardown(test_last_page_at_once, end_play),
         cmocka_unit_test_teardown(test_paused_and_ended, end_play),
         cmocka_unit_test_teardown(test_out_of_order, end_play),
         cmocka_unit_test_teardown(test_absent_after_state, end_play),
