@@ -471,6 +471,49 @@ static void test_last_page_at_once(void **state)
     }
 }
 
+/* The source is gone after its last page, without a word: memory is as good as it would be after one. */
+static void test_source_ends_unheard(void **state)
+{
+    uint64_t end = clock_ns() + 20 * NSEC_PER_SEC;
+    static struct play p;
+    const char *why;
+    struct mig_report r;
+
+    play_new(&p);
+    until_it_runs(&p, 1);
+    assert_int_equal(mem_give_back(p.mem, mem_ptr(p.mem, 9 * GUEST_PAGE_SIZE, 1), GUEST_PAGE_SIZE), 0);
+    say_page(&p, 1, 0, 0x11);
+    hear(&p, MIG_WHOLE);
+    hang_up(&p);
+    while (absent_possible(p.mem, &why) < 0) {
+        if (clock_ns() > end)
+            fail_msg("%s", why);
+        sched_yield();
+    }
+    while (mem_give_back(p.mem, mem_ptr(p.mem, 9 * GUEST_PAGE_SIZE, 1), GUEST_PAGE_SIZE) == 0)
+        assert_true(clock_ns() < end);
+    assert_int_equal(*page_of(&p, 0), 0x11);
+    mig_target_report(p.target, &r);
+    assert_true(r.status == MIG_STATUS_COMPLETED && r.remaining == 0);
+    /* But if it lives after all it is told, and a page that it sends all the same ends its connection only. */
+    for (int i = 0; i < 2; i++) {
+        dial(&p, 0, SESSION);
+        say(&p, 0, MIG_RESUME, NULL, 0);
+        hear_hello(&p);
+        hear(&p, MIG_ACCEPT);
+        dial(&p, 1, SESSION);
+        hear(&p, MIG_WHOLE);
+        if (i == 0)
+            say_page(&p, 1, 0, 0x22);
+        else
+            say(&p, 0, MIG_DONE, NULL, 0);
+        hear_nothing(&p);
+        hang_up(&p);
+    }
+    assert_int_equal(*page_of(&p, 0), 0x11);
+    play_free(&p);
+}
+
 static void test_paused_and_ended(void **state)
 {
     static struct play p;
@@ -583,6 +626,7 @@ int main(void)
         cmocka_unit_test_teardown(test_cut_before_commit, end_play),
         cmocka_unit_test_teardown(test_resumes, end_play),
         cmocka_unit_test_teardown(test_last_page_at_once, end_play),
+        cmocka_unit_test_teardown(test_source_ends_unheard, end_play),
         cmocka_unit_test_teardown(test_paused_and_ended, end_play),
         cmocka_unit_test_teardown(test_out_of_order, end_play),
         cmocka_unit_test_teardown(test_absent_after_state, end_play),
