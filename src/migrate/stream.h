@@ -19,6 +19,7 @@ struct mig_stream {
     bool source; /* which end this is */
     struct mig_tls_session *tls; /* NULL: as it is */
     unsigned int timeout_ms;     /* relaxed atomic */
+    uint64_t deadline_ns;        /* of what is received, 0: none; the same */
     pthread_mutex_t send_lock;
     uint32_t send_sequence, receive_sequence;
     uint64_t sent; /* bytes; relaxed atomic */
@@ -46,6 +47,8 @@ void mig_stream_clear(struct mig_stream *s);
 void mig_stream_break(struct mig_stream *s);
 /* How long one read or write may wait; 0: for ever. A connection whose write timed out is of no use any more. */
 void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms);
+/* The same, and whatever is received from here on may take no longer together; until the next mig_stream_set_timeout. */
+void mig_stream_set_deadline(struct mig_stream *s, unsigned int ms);
 
 /* How long a peer may be silent in post-copy. */
 #define MIG_PATIENCE_MS 10000

@@ -261,8 +261,9 @@ static int answer(struct mig_target *t, struct mig_error *err)
     struct mig_frame f;
     int r;
 
-    mig_stream_set_timeout(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
+    mig_stream_set_deadline(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
     r = mig_receive(mig_target_control(t), &f, err);
+    mig_stream_set_timeout(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
     if (r == 0 && f.type != MIG_RESUME)
         r = mig_error(err, -EBADMSG, "frame: %s instead of %s", mig_type_name(f.type), mig_type_name(MIG_RESUME));
     if (r == 0)

@@ -10,11 +10,14 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -128,19 +131,36 @@ static int end_play(void **state)
 
 /* -- lines of the play -- */
 
-static void dial(struct play *p, unsigned int channel, uint64_t session)
+/* After a cut the target may not wait yet. */
+static int connect_to(const struct play *p)
 {
-    struct mig_hello hello = {.version = MIG_VERSION, .channel = (uint16_t)channel, .channels = 2, .session = session};
     uint64_t end = clock_ns() + 10 * NSEC_PER_SEC;
     struct mig_error err = {""};
     int fd;
 
-    /* After a cut the target may not wait yet. */
     while ((fd = mig_connect(p->uri, TIMEOUT_MS, &err)) < 0 && clock_ns() < end)
         err = (struct mig_error){""};
     if (fd < 0)
         fail_msg("%s", err.text);
-    mig_stream_init(&p->s[channel], fd, true);
+    return fd;
+}
+
+static void wait_until_read(int fd)
+{
+    int left = 1;
+
+    while (left > 0) {
+        assert_int_equal(ioctl(fd, SIOCOUTQ, &left), 0);
+        sched_yield();
+    }
+}
+
+static void dial(struct play *p, unsigned int channel, uint64_t session)
+{
+    struct mig_hello hello = {.version = MIG_VERSION, .channel = (uint16_t)channel, .channels = 2, .session = session};
+    struct mig_error err = {""};
+
+    mig_stream_init(&p->s[channel], connect_to(p), true);
     mig_stream_set_timeout(&p->s[channel], TIMEOUT_MS);
     p->connected[channel] = true;
     assert_int_equal(mig_send_hello(&p->s[channel], &hello, &err), 0);
@@ -536,6 +556,54 @@ static void test_paused_and_ended(void **state)
     play_free(&p);
 }
 
+/* Somebody who connects and does not say what he is does not hold up the end: neither at first nor while the source is lost. */
+static void test_end_while_greeting(void **state)
+{
+    static struct play p;
+
+    for (int lost = 0; lost < 2; lost++) {
+        uint64_t start;
+        int fd;
+
+        play_new(&p);
+        if (lost) {
+            until_it_runs(&p, 1);
+            hang_up(&p);
+            wait_status(&p, MIG_STATUS_POSTCOPY_PAUSED);
+        }
+        fd = connect_to(&p);
+        assert_int_equal(write(fd, "UMBRA", 5), 5);
+        /* Until it is read it may not even be accepted. */
+        wait_until_read(fd);
+        start = clock_ns();
+        mig_target_abandon(p.target);
+        assert_true(clock_ns() - start < 5 * NSEC_PER_SEC);
+        close(fd);
+        play_free(&p);
+    }
+}
+
+/* A byte a second is not enough for a hello. */
+static void test_slow_hello(void **state)
+{
+    uint64_t start = clock_ns();
+    static struct play p;
+    uint8_t byte = 'U';
+    int fd;
+
+    play_new(&p);
+    fd = connect_to(&p);
+    while (send(fd, &byte, 1, MSG_NOSIGNAL) == 1) {
+        assert_true(clock_ns() - start < 18 * NSEC_PER_SEC);
+        usleep(900000);
+    }
+    assert_int_equal(errno, EPIPE);
+    close(fd);
+    /* Another is heard. */
+    until_it_runs(&p, 1);
+    play_free(&p);
+}
+
 /* Everything that must not come where it does. */
 static void test_out_of_order(void **state)
 {
@@ -628,6 +696,8 @@ int main(void)
         cmocka_unit_test_teardown(test_last_page_at_once, end_play),
         cmocka_unit_test_teardown(test_source_ends_unheard, end_play),
         cmocka_unit_test_teardown(test_paused_and_ended, end_play),
+        cmocka_unit_test_teardown(test_end_while_greeting, end_play),
+        cmocka_unit_test_teardown(test_slow_hello, end_play),
         cmocka_unit_test_teardown(test_out_of_order, end_play),
         cmocka_unit_test_teardown(test_absent_after_state, end_play),
         cmocka_unit_test_teardown(test_lies_in_postcopy, end_play),
