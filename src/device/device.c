@@ -68,6 +68,15 @@ int device_restore(struct device *dev, struct state_reader *r)
     return err;
 }
 
+void device_advance(struct device *dev, uint64_t ns)
+{
+    if (!dev->ops->advance)
+        return;
+    pthread_mutex_lock(&dev->lock);
+    dev->ops->advance(dev, ns);
+    pthread_mutex_unlock(&dev->lock);
+}
+
 void device_destroy(struct device *dev)
 {
     if (!dev)

@@ -74,6 +74,8 @@ struct device_ops {
      */
     void (*save)(struct device *dev, struct state_writer *w);
     int (*restore)(struct device *dev, struct state_reader *r, const struct state_section *s);
+    /* After a restore: so much time has gone by since the save. NULL for a device that counts none of its own. */
+    void (*advance)(struct device *dev, uint64_t ns);
     /*
      * Quiesce: after it no thread does anything for the device, and nothing of it touches guest memory, until resume.
      * Requests that were under way have ended, or are held back and part of the state. NULL for a device that acts only
@@ -106,6 +108,8 @@ void device_reset(struct device *dev);
 void device_save(struct device *dev, struct state_writer *w);
 /* 0; -ENOENT, -EBADMSG (r->error says what), and then the device is as it was. Sets its interrupt line anew. */
 int device_restore(struct device *dev, struct state_reader *r);
+/* After device_restore. */
+void device_advance(struct device *dev, uint64_t ns);
 /* NULL is fine. */
 void device_destroy(struct device *dev);
 
