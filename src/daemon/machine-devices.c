@@ -374,8 +374,9 @@ void machine_devices_compare(struct machine_devices *d, struct state_reader *r, 
     char text[STATE_NAME_MAX + 64];
 
     for (unsigned int i = 0; i < d->count; i++) {
-        const struct device *dev = d->entries[i].device;
+        struct device *dev = d->entries[i].device;
 
+        device_compare(dev, r, report, opaque);
         if (!dev->ops->save || state_find(r, dev->ops->name, dev->instance))
             continue;
         snprintf(text, sizeof(text), "device %s %u: only here", dev->ops->name, dev->instance);

@@ -57,7 +57,7 @@ int machine_devices_restore(struct machine_devices *d, struct state_reader *r, u
 
 /*
  * Tell of every device that only one of the two has: the state (whose sections named in `others`, NULL at its end, are no
- * devices) and this machine.
+ * devices) and this machine; and of those that both have what differs, as device_compare.
  */
 void machine_devices_compare(struct machine_devices *d, struct state_reader *r, const char *const *others,
                              void (*report)(void *opaque, const char *text), void *opaque);
