@@ -15,6 +15,7 @@
 #include "device/virtio/balloon.h"
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
+#include "vcpu/state.h"
 
 struct entry {
     enum machine_device kind;
@@ -351,13 +352,15 @@ void machine_devices_save(struct machine_devices *d, struct state_writer *w)
         device_save(d->entries[i].device, w);
 }
 
-int machine_devices_restore(struct machine_devices *d, struct state_reader *r)
+int machine_devices_restore(struct machine_devices *d, struct state_reader *r, uint64_t captured_ns)
 {
     for (unsigned int i = 0; i < d->count; i++) {
         int err = device_restore(d->entries[i].device, r);
 
         if (err < 0)
             return err;
+        /* At once: another may have to wait for a page of the guest's before it is restored. */
+        device_advance(d->entries[i].device, vm_state_age(captured_ns));
     }
     return 0;
 }
@@ -384,8 +387,9 @@ void machine_devices_compare(struct machine_devices *d, struct state_reader *r, 
     char text[STATE_NAME_MAX + 64];
 
     for (unsigned int i = 0; i < d->count; i++) {
-        const struct device *dev = d->entries[i].device;
+        struct device *dev = d->entries[i].device;
 
+        device_compare(dev, r, report, opaque);
         if (!dev->ops->save || state_find(r, dev->ops->name, dev->instance))
             continue;
         snprintf(text, sizeof(text), "device %s %u: only here", dev->ops->name, dev->instance);

@@ -54,12 +54,12 @@ int machine_devices_sync(struct machine_devices *d);
 unsigned int machine_devices_sync_fds(struct machine_devices *d, int *ret_fds, unsigned int max);
 void machine_devices_yield(struct machine_devices *d);
 void machine_devices_save(struct machine_devices *d, struct state_writer *w);
-/* As device_restore, of the first that fails. */
-int machine_devices_restore(struct machine_devices *d, struct state_reader *r);
+/* As device_restore, of the first that fails. Time goes on in them as in vm_state_load. */
+int machine_devices_restore(struct machine_devices *d, struct state_reader *r, uint64_t captured_ns);
 
 /*
  * Tell of every device that only one of the two has: the state (whose sections named in `others`, NULL at its end, are no
- * devices) and this machine.
+ * devices) and this machine; and of those that both have what differs, as device_compare.
  */
 void machine_devices_compare(struct machine_devices *d, struct state_reader *r, const char *const *others,
                              void (*report)(void *opaque, const char *text), void *opaque);

@@ -115,7 +115,7 @@ int machine_load(struct machine *m, struct state_reader *r, uint64_t captured_ns
     if (err == 0)
         err = vm_state_load(m->vm, r, captured_ns);
     if (err == 0)
-        err = machine_devices_restore(m->devices, r);
+        err = machine_devices_restore(m->devices, r, captured_ns);
     if (err == 0)
         machine_mmu_loaded(m->mmu);
     return err;

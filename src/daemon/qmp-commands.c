@@ -203,7 +203,7 @@ const struct qmp_command qmp_commands[] = {
     {"query-migrate-capabilities", QMP_READONLY, NULL, "Tell the features of migration that are on.",
      qmp_query_migrate_capabilities},
     {"query-migrate-parameters", QMP_READONLY, NULL, "Tell the limits of migration.", qmp_query_migrate_parameters},
-    {"query-mmu", QMP_READONLY, NULL, "Tell what is known of the guest's page tables, and how.", qmp_query_mmu},
+    {"query-mmu", QMP_READONLY | QMP_WHOLE, NULL, "Tell what is known of the guest's page tables, and how.", qmp_query_mmu},
     {"query-mmu-floods", QMP_READONLY | QMP_WHOLE, query_mmu_floods_args,
      "List page tables that were let go of because they are written all the time.", qmp_query_mmu_floods},
     {"query-mmu-spaces", QMP_READONLY | QMP_WHOLE, query_mmu_spaces_args, "List the guest's address spaces.", qmp_query_mmu_spaces},

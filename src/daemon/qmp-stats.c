@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "daemon/machine-state.h"
 #include "daemon/machine.h"
 #include "daemon/qmp-internal.h"
 #include "device/virtio/balloon.h"
@@ -47,14 +48,19 @@ static const char *const provider_names[] = {[PROVIDER_KVM] = "kvm", [PROVIDER_U
 
 /* -- our own ----------------------------------------------------------------- */
 
-struct vm_counters {
-    struct dirty_stats dirty;
-    uint64_t bus_unclaimed;
+/* What reading takes devices' locks. */
+struct device_counters {
     struct vblk_counters disks; /* of all of them */
     struct vnet_counters nets;
     struct vballoon_info balloon; /* zeros where there is none, as the next two */
     struct vrng_counters rng;
     struct vconsole_counters console;
+};
+
+struct vm_counters {
+    struct dirty_stats dirty;
+    uint64_t bus_unclaimed;
+    struct device_counters devices;
     uint64_t mmu_tables, mmu_entries, mmu_spaces, mmu_memory, mmu_flooded, mmu_incomplete;
     struct tracker_stats mmu;
 };
@@ -73,41 +79,43 @@ struct own_stat {
 
 static const struct own_stat vm_stats[] = {
     {{.name = "balloon_memory", .type = STATS_INSTANT, .unit = STATS_BYTES, .base = 2, .count = 1},
-     offsetof(struct vm_counters, balloon.memory)},
-    OWN("balloon_inflated_pages", struct vm_counters, balloon.counters.inflated),
-    OWN("balloon_deflated_pages", struct vm_counters, balloon.counters.deflated),
-    BYTES("balloon_reported_bytes", struct vm_counters, balloon.counters.reported_bytes),
-    BYTES("balloon_given_back_bytes", struct vm_counters, balloon.counters.given_back_bytes),
-    OWN("balloon_ignored", struct vm_counters, balloon.counters.ignored),
-    OWN("balloon_failures", struct vm_counters, balloon.counters.failures),
-    BYTES("rng_bytes", struct vm_counters, rng.bytes),
-    OWN("rng_waits", struct vm_counters, rng.waits),
-    BYTES("virtio_console_in_bytes", struct vm_counters, console.in_bytes),
-    BYTES("virtio_console_out_bytes", struct vm_counters, console.out_bytes),
-    OWN("virtio_console_waits", struct vm_counters, console.waits),
+     offsetof(struct vm_counters, devices.balloon.memory)},
+    OWN("balloon_inflated_pages", struct vm_counters, devices.balloon.counters.inflated),
+    OWN("balloon_deflated_pages", struct vm_counters, devices.balloon.counters.deflated),
+    BYTES("balloon_reported_bytes", struct vm_counters, devices.balloon.counters.reported_bytes),
+    BYTES("balloon_given_back_bytes", struct vm_counters, devices.balloon.counters.given_back_bytes),
+    OWN("balloon_ignored", struct vm_counters, devices.balloon.counters.ignored),
+    OWN("balloon_failures", struct vm_counters, devices.balloon.counters.failures),
+    BYTES("rng_bytes", struct vm_counters, devices.rng.bytes),
+    OWN("rng_waits", struct vm_counters, devices.rng.waits),
+    BYTES("virtio_console_in_bytes", struct vm_counters, devices.console.in_bytes),
+    BYTES("virtio_console_out_bytes", struct vm_counters, devices.console.out_bytes),
+    OWN("virtio_console_waits", struct vm_counters, devices.console.waits),
     OWN("bus_unclaimed", struct vm_counters, bus_unclaimed),
-    OWN("disk_reads", struct vm_counters, disks.reads),
+    OWN("disk_reads", struct vm_counters, devices.disks.reads),
     {{.name = "disk_read_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
-     offsetof(struct vm_counters, disks.read_bytes)},
-    OWN("disk_writes", struct vm_counters, disks.writes),
+     offsetof(struct vm_counters, devices.disks.read_bytes)},
+    OWN("disk_writes", struct vm_counters, devices.disks.writes),
     {{.name = "disk_write_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
-     offsetof(struct vm_counters, disks.write_bytes)},
-    OWN("disk_flushes", struct vm_counters, disks.flushes),
-    OWN("disk_discards", struct vm_counters, disks.discards),
-    OWN("disk_zeroes", struct vm_counters, disks.zeroes),
-    OWN("disk_errors", struct vm_counters, disks.errors),
-    OWN("disk_kicks", struct vm_counters, disks.kicks),
-    OWN("disk_interrupts", struct vm_counters, disks.interrupts),
-    OWN("disk_misuses", struct vm_counters, disks.misuses),
-    OWN("net_rx_packets", struct vm_counters, nets.rx_packets),
-    {{.name = "net_rx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.rx_bytes)},
-    OWN("net_rx_dropped", struct vm_counters, nets.rx_dropped),
-    OWN("net_tx_packets", struct vm_counters, nets.tx_packets),
-    {{.name = "net_tx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1}, offsetof(struct vm_counters, nets.tx_bytes)},
-    OWN("net_tx_dropped", struct vm_counters, nets.tx_dropped),
-    OWN("net_kicks", struct vm_counters, nets.kicks),
-    OWN("net_interrupts", struct vm_counters, nets.interrupts),
-    OWN("net_misuses", struct vm_counters, nets.misuses),
+     offsetof(struct vm_counters, devices.disks.write_bytes)},
+    OWN("disk_flushes", struct vm_counters, devices.disks.flushes),
+    OWN("disk_discards", struct vm_counters, devices.disks.discards),
+    OWN("disk_zeroes", struct vm_counters, devices.disks.zeroes),
+    OWN("disk_errors", struct vm_counters, devices.disks.errors),
+    OWN("disk_kicks", struct vm_counters, devices.disks.kicks),
+    OWN("disk_interrupts", struct vm_counters, devices.disks.interrupts),
+    OWN("disk_misuses", struct vm_counters, devices.disks.misuses),
+    OWN("net_rx_packets", struct vm_counters, devices.nets.rx_packets),
+    {{.name = "net_rx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, devices.nets.rx_bytes)},
+    OWN("net_rx_dropped", struct vm_counters, devices.nets.rx_dropped),
+    OWN("net_tx_packets", struct vm_counters, devices.nets.tx_packets),
+    {{.name = "net_tx_bytes", .unit = STATS_BYTES, .base = 2, .count = 1},
+     offsetof(struct vm_counters, devices.nets.tx_bytes)},
+    OWN("net_tx_dropped", struct vm_counters, devices.nets.tx_dropped),
+    OWN("net_kicks", struct vm_counters, devices.nets.kicks),
+    OWN("net_interrupts", struct vm_counters, devices.nets.interrupts),
+    OWN("net_misuses", struct vm_counters, devices.nets.misuses),
     OWN("dirty_harvests", struct vm_counters, dirty.harvests),
     {{.name = "dirty_harvest_ns", .unit = STATS_SECONDS, .exponent = -9, .base = 10, .count = 1},
      offsetof(struct vm_counters, dirty.harvest_ns)},
@@ -281,11 +289,11 @@ static void sum_nets(struct machine *machine, struct vnet_counters *ret)
     }
 }
 
-static void read_small_devices(struct machine *machine, struct vm_counters *ret)
+static void read_devices(struct machine *machine, struct device_counters *ret)
 {
-    memset(&ret->balloon, 0, sizeof(ret->balloon));
-    memset(&ret->rng, 0, sizeof(ret->rng));
-    memset(&ret->console, 0, sizeof(ret->console));
+    *ret = (struct device_counters){0};
+    sum_disks(machine, &ret->disks);
+    sum_nets(machine, &ret->nets);
     if (machine_balloon(machine))
         vballoon_info(machine_balloon(machine), &ret->balloon);
     if (machine_rng(machine))
@@ -309,27 +317,36 @@ static void read_mmu(struct qmp_stats *s, struct vm_counters *ret)
     ret->mmu_incomplete = m->incomplete;
 }
 
-static void add_own_values(struct qmp_stats *s, const struct wanted *w, int vcpu, json_t *list)
+static bool is_of_devices(const struct own_stat *stat)
 {
-    const struct own_stat *table = vcpu == OF_VM ? vm_stats : vcpu_stats;
-    size_t count = vcpu == OF_VM ? ARRAY_SIZE(vm_stats) : ARRAY_SIZE(vcpu_stats);
-    struct vm *vm = machine_vm(s->machine);
-    struct vm_counters of_vm;
-    struct vcpu_exits of_vcpu;
-    const void *values = vcpu == OF_VM ? (const void *)&of_vm : (const void *)&of_vcpu;
+    const size_t first = offsetof(struct vm_counters, devices);
 
-    if (vcpu == OF_VM) {
-        dirty_log_stats(vm_dirty_log(vm), &of_vm.dirty);
-        of_vm.bus_unclaimed = bus_unclaimed(vm_bus(vm));
-        sum_disks(s->machine, &of_vm.disks);
-        sum_nets(s->machine, &of_vm.nets);
-        read_small_devices(s->machine, &of_vm);
-        read_mmu(s, &of_vm);
-    } else {
-        vcpu_exits(vm_vcpu(vm, (unsigned int)vcpu), &of_vcpu);
-    }
-    for (size_t i = 0; i < count; i++)
-        add_value(list, w, &table[i].desc, (const uint64_t *)((const char *)values + table[i].at));
+    return stat->at >= first && stat->at < first + sizeof(struct device_counters);
+}
+
+static void add_own_values_of_vm(struct qmp_stats *s, const struct wanted *w, json_t *list)
+{
+    struct vm *vm = machine_vm(s->machine);
+    struct vm_counters c = {.bus_unclaimed = bus_unclaimed(vm_bus(vm))};
+    /* A device may wait for a page with its lock held, and would make this thread wait with it. */
+    bool devices = !machine_memory_arrives(s->machine);
+
+    dirty_log_stats(vm_dirty_log(vm), &c.dirty);
+    if (devices)
+        read_devices(s->machine, &c.devices);
+    read_mmu(s, &c);
+    for (size_t i = 0; i < ARRAY_SIZE(vm_stats); i++)
+        if (devices || !is_of_devices(&vm_stats[i]))
+            add_value(list, w, &vm_stats[i].desc, (const uint64_t *)((const char *)&c + vm_stats[i].at));
+}
+
+static void add_own_values_of_vcpu(struct qmp_stats *s, const struct wanted *w, unsigned int vcpu, json_t *list)
+{
+    struct vcpu_exits exits;
+
+    vcpu_exits(vm_vcpu(machine_vm(s->machine), vcpu), &exits);
+    for (size_t i = 0; i < ARRAY_SIZE(vcpu_stats); i++)
+        add_value(list, w, &vcpu_stats[i].desc, (const uint64_t *)((const char *)&exits + vcpu_stats[i].at));
 }
 
 static int add_kvm_values(struct qmp_stats *s, const struct wanted *w, int vcpu, json_t *list)
@@ -358,8 +375,10 @@ static int add_result(struct qmp_stats *s, const struct wanted *w, int vcpu, jso
 
     if (w->provider == PROVIDER_KVM)
         r = add_kvm_values(s, w, vcpu, list);
+    else if (vcpu == OF_VM)
+        add_own_values_of_vm(s, w, list);
     else
-        add_own_values(s, w, vcpu, list);
+        add_own_values_of_vcpu(s, w, (unsigned int)vcpu, list);
     if (r < 0 || !list || json_object_array_length(list) == 0) {
         json_object_put(list);
         return r;

@@ -261,6 +261,15 @@ static int pm_restore(struct device *dev, struct state_reader *r, const struct s
     return 0;
 }
 
+/* A carry that would have come meanwhile counts. */
+static void pm_advance(struct device *dev, uint64_t ns)
+{
+    struct acpi_pm *pm = container_of(dev, struct acpi_pm, dev);
+
+    pm->base_ns -= ns;
+    pm_update(pm);
+}
+
 static void pm_destroy(struct device *dev)
 {
     struct acpi_pm *pm = container_of(dev, struct acpi_pm, dev);
@@ -276,6 +285,7 @@ static const struct device_ops pm_ops = {
     .reset = pm_reset,
     .save = pm_save,
     .restore = pm_restore,
+    .advance = pm_advance,
     .destroy = pm_destroy,
 };
 

@@ -3,6 +3,8 @@
 #include "device/device.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <sys/timerfd.h>
 
 #include "base/clock.h"
@@ -66,6 +68,54 @@ int device_restore(struct device *dev, struct state_reader *r)
     err = dev->ops->restore(dev, r, s);
     pthread_mutex_unlock(&dev->lock);
     return err;
+}
+
+void device_compare(struct device *dev, struct state_reader *r, void (*report)(void *opaque, const char *text), void *opaque)
+{
+    struct device_comparison c = {.r = r, .report = report, .opaque = opaque};
+    int err;
+
+    if (!dev->ops->restore || !state_find(r, dev->ops->name, dev->instance))
+        return;
+    err = state_open(r, dev->ops->name, dev->instance, dev->ops->state_version, &c.s);
+    if (err < 0) {
+        report(opaque, r->error);
+        return;
+    }
+    if (!dev->ops->compare)
+        return;
+    pthread_mutex_lock(&dev->lock);
+    dev->ops->compare(dev, &c);
+    pthread_mutex_unlock(&dev->lock);
+}
+
+void device_differs(const struct device_comparison *c, const char *fmt, ...)
+{
+    char text[STATE_NAME_MAX + 160];
+    int n = snprintf(text, sizeof(text), "device %s %u: ", c->s->name, c->s->instance);
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, ap);
+    va_end(ap);
+    c->report(c->opaque, text);
+}
+
+bool device_compared_u64(const struct device_comparison *c, const char *field, uint64_t *ret)
+{
+    if (state_get_u64(c->r, c->s, field, ret) == 0)
+        return true;
+    c->report(c->opaque, c->r->error);
+    return false;
+}
+
+void device_advance(struct device *dev, uint64_t ns)
+{
+    if (!dev->ops->advance)
+        return;
+    pthread_mutex_lock(&dev->lock);
+    dev->ops->advance(dev, ns);
+    pthread_mutex_unlock(&dev->lock);
 }
 
 void device_destroy(struct device *dev)

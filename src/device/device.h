@@ -64,6 +64,14 @@ struct device_env {
     struct vm *vm;        /* for ioeventfd, irqfd and register pages; NULL in tests: bus and irq serve then */
 };
 
+/* A device and its section in a state that somebody wants to load here. */
+struct device_comparison {
+    struct state_reader *r;
+    const struct state_section *s;
+    void (*report)(void *opaque, const char *text);
+    void *opaque;
+};
+
 struct device_ops {
     const char *name; /* also its section name in a machine state */
     uint32_t state_version;
@@ -74,6 +82,13 @@ struct device_ops {
      */
     void (*save)(struct device *dev, struct state_writer *w);
     int (*restore)(struct device *dev, struct state_reader *r, const struct state_section *s);
+    /*
+     * Tell (device_differs) what this device and the one whose state it is do not have alike, such as the size of a disk, so that
+     * restore would refuse it. What changes while the guest runs is no such thing. NULL where all are alike.
+     */
+    void (*compare)(struct device *dev, const struct device_comparison *c);
+    /* After a restore: so much time has gone by since the save. NULL for a device that counts none of its own. */
+    void (*advance)(struct device *dev, uint64_t ns);
     /*
      * Quiesce: after it no thread does anything for the device, and nothing of it touches guest memory, until resume.
      * Requests that were under way have ended, or are held back and part of the state. NULL for a device that acts only
@@ -106,6 +121,16 @@ void device_reset(struct device *dev);
 void device_save(struct device *dev, struct state_writer *w);
 /* 0; -ENOENT, -EBADMSG (r->error says what), and then the device is as it was. Sets its interrupt line anew. */
 int device_restore(struct device *dev, struct state_reader *r);
+/*
+ * Whether a state could be restored here, as far as it can be known while its guest still runs elsewhere: `report` gets a line
+ * for each difference. Nothing is told where it has no section of the device's.
+ */
+void device_compare(struct device *dev, struct state_reader *r, void (*report)(void *opaque, const char *text), void *opaque);
+/* For ops->compare: a line about the device; and a number of its section, false when that is not well formed (and told). */
+void device_differs(const struct device_comparison *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
+bool device_compared_u64(const struct device_comparison *c, const char *field, uint64_t *ret);
+/* After device_restore. */
+void device_advance(struct device *dev, uint64_t ns);
 /* NULL is fine. */
 void device_destroy(struct device *dev);
 

@@ -68,7 +68,7 @@ void mig_stream_break(struct mig_stream *s)
     shutdown(s->fd, SHUT_RDWR);
 }
 
-void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
+static void wait_at_most(struct mig_stream *s, unsigned int ms)
 {
     struct timeval tv = {.tv_sec = ms / 1000, .tv_usec = (int)(ms % 1000 * 1000)};
 
@@ -77,15 +77,33 @@ void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
     (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
 }
 
+void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms)
+{
+    __atomic_store_n(&s->deadline_ns, 0, __ATOMIC_RELAXED);
+    wait_at_most(s, ms);
+}
+
 void mig_stream_set_deadline(struct mig_stream *s, uint64_t ns)
 {
     __atomic_store_n(&s->deadline_ns, ns, __ATOMIC_RELAXED);
 }
 
+/* Before each read: a peer that sends a byte now and then gets no more time by that. */
+static int keep_deadline(struct mig_stream *s)
+{
+    uint64_t end = __atomic_load_n(&s->deadline_ns, __ATOMIC_RELAXED), now = end ? clock_ns() : 0;
+
+    if (!end)
+        return 0;
+    if (now >= end)
+        return -ETIMEDOUT;
+    wait_at_most(s, (unsigned int)((end - now) / NSEC_PER_MSEC) + 1);
+    return 0;
+}
+
 void mig_stream_watch(struct mig_stream *s, unsigned int ms)
 {
     mig_stream_set_timeout(s, 0);
-    mig_stream_set_deadline(s, 0);
     /* While something is on its way, and while nothing is. */
     set_option(s->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)ms);
     set_option(s->fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
@@ -109,6 +127,7 @@ static int io_error(struct mig_error *err, int r, const char *what)
     return mig_error(err, r, "connection: %s: %s", what, strerrordesc_np(-r));
 }
 
+/* The same after a part was written: how long one may wait is the timeout. */
 static bool too_late(const struct mig_stream *s)
 {
     uint64_t deadline = __atomic_load_n(&s->deadline_ns, __ATOMIC_RELAXED);
@@ -149,16 +168,16 @@ static int send_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_err
 static int receive_all_tls(struct mig_stream *s, struct msghdr *msg, struct mig_error *err)
 {
     for (advance(msg, 0); msg->msg_iovlen > 0;) {
-        ssize_t n = mig_tls_read(s->tls, msg->msg_iov->iov_base, msg->msg_iov->iov_len,
-                                 __atomic_load_n(&s->timeout_ms, __ATOMIC_RELAXED), err);
+        ssize_t n = keep_deadline(s);
 
+        if (n == 0)
+            n = mig_tls_read(s->tls, msg->msg_iov->iov_base, msg->msg_iov->iov_len,
+                             __atomic_load_n(&s->timeout_ms, __ATOMIC_RELAXED), err);
         if (n < 0)
             return io_error(err, (int)n, "cannot receive");
         if (n == 0)
             return mig_error(err, -ECONNRESET, "connection: closed by the other side");
         advance(msg, (size_t)n);
-        if (too_late(s))
-            return io_error(err, -ETIMEDOUT, "cannot receive");
     }
     return 0;
 }
@@ -222,8 +241,10 @@ static int receive_all(struct mig_stream *s, struct iovec *iov, unsigned int cou
             struct cmsghdr align;
             char space[CMSG_SPACE(4 * sizeof(int))];
         } control;
-        ssize_t n;
+        ssize_t n = keep_deadline(s);
 
+        if (n < 0)
+            return io_error(err, (int)n, "cannot receive");
         msg.msg_control = &control;
         msg.msg_controllen = sizeof(control.space);
         n = recvmsg(s->fd, &msg, MSG_CMSG_CLOEXEC);
@@ -235,8 +256,6 @@ static int receive_all(struct mig_stream *s, struct iovec *iov, unsigned int cou
         if (n == 0)
             return mig_error(err, -ECONNRESET, "connection: closed by the other side");
         advance(&msg, (size_t)n);
-        if (too_late(s))
-            return io_error(err, -ETIMEDOUT, "cannot receive");
     }
     return 0;
 }

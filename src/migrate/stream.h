@@ -49,8 +49,8 @@ void mig_stream_break(struct mig_stream *s);
 void mig_stream_set_timeout(struct mig_stream *s, unsigned int ms);
 
 /*
- * When (clock_ns) whatever is still read or written fails with -ETIMEDOUT, however little the peer takes or gives at a time; 0:
- * never. One wait may end later, by the timeout.
+ * When (clock_ns) whatever is still read or written fails with -ETIMEDOUT, however little the peer takes or gives at a time; of
+ * what is read it takes the timeout's place. Until the next mig_stream_set_timeout.
  */
 void mig_stream_set_deadline(struct mig_stream *s, uint64_t ns);
 

@@ -45,6 +45,7 @@ struct mig_target {
     bool asks;      /* post-copy: channel 0 is there to ask for pages */
     bool postcopy_used; /* the guest came before its last pages */
     bool whole;     /* then: all of them are here */
+    int greeted_fd; /* of the connection that says what it is; -1: none */
     struct mig_listener next_listener; /* where to wait from now on; fd -1: where it does */
     struct mig_error error; /* the first */
     struct mig_report report;

@@ -6,7 +6,7 @@
  * whoever needs a page waits as long. That thread never waits for the main thread, which may be one of them.
  *
  * When all pages are here the source is told (WHOLE), and says that it has heard it (DONE). Until then it may come back
- * and ask, so a guest that has long been complete still answers.
+ * and ask, so a guest that has long been complete still answers; but only that is left of the post-copy when it has gone.
  */
 #include "config.h"
 
@@ -198,6 +198,23 @@ static void end_connections(struct mig_target *t, const struct mig_error *err)
     pthread_mutex_unlock(&t->lock);
 }
 
+/* All pages are here, and no connection is: memory is what it is elsewhere. */
+static void release_absent(struct mig_target *t)
+{
+    struct absent_stats stats;
+    struct absent *a;
+
+    pthread_mutex_lock(&t->lock);
+    a = t->absent;
+    if (a) {
+        absent_stats(a, &stats);
+        t->report.requests = stats.wanted;
+    }
+    t->absent = NULL;
+    pthread_mutex_unlock(&t->lock);
+    absent_free(a);
+}
+
 /* -- the connection is lost --------------------------------------------------- */
 
 /* Where to wait: what somebody said last, else where it was at first. -ECANCELED when this side ends. */
@@ -223,9 +240,12 @@ static int listen_again(struct mig_target *t)
 static int tell_missing(struct mig_target *t, struct mig_error *err)
 {
     size_t words = bitmap_words(mem_pages(t->mem));
-    uint64_t *bits = malloc(words * sizeof(*bits));
+    uint64_t *bits;
     int r;
 
+    if (!t->absent)
+        return 0;
+    bits = malloc(words * sizeof(*bits));
     if (!bits)
         return mig_error(err, -ENOMEM, "no memory");
     for (size_t w = 0; w < words; w++)
@@ -241,8 +261,9 @@ static int answer(struct mig_target *t, struct mig_error *err)
     struct mig_frame f;
     int r;
 
-    mig_stream_set_timeout(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
+    mig_stream_set_deadline(mig_target_control(t), clock_ns() + MIG_HELLO_TIMEOUT_MS * NSEC_PER_MSEC);
     r = mig_receive(mig_target_control(t), &f, err);
+    mig_stream_set_timeout(mig_target_control(t), MIG_HELLO_TIMEOUT_MS);
     if (r == 0 && f.type != MIG_RESUME)
         r = mig_error(err, -EBADMSG, "frame: %s instead of %s", mig_type_name(f.type), mig_type_name(MIG_RESUME));
     if (r == 0)
@@ -258,13 +279,15 @@ static void found(struct mig_target *t)
 {
     bool whole;
 
+    /* From here on who puts the last page can say so; whether one has put it before is looked at after that. Twice is no harm. */
+    set_asks(t, true);
     pthread_mutex_lock(&t->lock);
     whole = t->whole;
     t->report.recoveries++;
     t->report.why[0] = '\0';
     pthread_mutex_unlock(&t->lock);
-    set_asks(t, true);
-    log_info("migration: the source is back, %llu pages are missing", (unsigned long long)absent_left(t->absent));
+    log_info("migration: the source is back, %llu pages are missing",
+             (unsigned long long)(whole ? 0 : absent_left(t->absent)));
     if (whole) {
         tell(t, MIG_WHOLE, NULL);
         return;
@@ -281,6 +304,8 @@ static int find_source(struct mig_target *t)
     int r, fd;
 
     for (;;) {
+        if (is_whole(t))
+            release_absent(t);
         r = listen_again(t);
         if (r < 0)
             return r;
@@ -360,17 +385,8 @@ int mig_target_postcopy(struct mig_target *t, struct mig_error *err)
         *err = (struct mig_error){""};
     }
     end_connections(t, NULL);
-    if (is_whole(t)) {
-        struct absent *a = t->absent;
-        struct absent_stats stats;
-
-        absent_stats(a, &stats);
-        pthread_mutex_lock(&t->lock);
-        t->report.requests = stats.wanted;
-        t->absent = NULL;
-        pthread_mutex_unlock(&t->lock);
-        absent_free(a);
-    }
+    if (is_whole(t))
+        release_absent(t);
     return r;
 }
 

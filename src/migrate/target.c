@@ -68,6 +68,8 @@ void mig_target_break(struct mig_target *t, const struct mig_error *err)
     for (unsigned int i = 0; i < MIG_MAX_CHANNELS; i++)
         if (t->channels[i].connected)
             mig_stream_break(&t->channels[i].stream);
+    if (t->greeted_fd >= 0)
+        shutdown(t->greeted_fd, SHUT_RDWR);
     given_up = t->committed ? NULL : t->absent;
     pthread_cond_broadcast(&t->cond);
     pthread_mutex_unlock(&t->lock);
@@ -203,6 +205,36 @@ int mig_target_accept(struct mig_target *t, int timeout_ms)
     }
 }
 
+/* Whoever is being greeted does not hold up the end of this side, nor that of channels that broke. */
+static void set_greeted(struct mig_target *t, int fd)
+{
+    pthread_mutex_lock(&t->lock);
+    t->greeted_fd = fd;
+    if (t->broken && fd >= 0)
+        shutdown(fd, SHUT_RDWR);
+    pthread_mutex_unlock(&t->lock);
+}
+
+static int greet(struct mig_target *t, struct mig_stream *s, bool first, bool known, struct mig_hello *hello,
+                 struct mig_error *err)
+{
+    int r;
+
+    mig_stream_set_deadline(s, clock_ns() + MIG_HELLO_TIMEOUT_MS * NSEC_PER_MSEC);
+    r = t->tls ? mig_stream_secure(s, t->tls, NULL, err) : 0;
+    if (r == 0)
+        r = mig_receive_hello(s, hello, err);
+    if (r < 0)
+        return r;
+    if (first && hello->channel != 0)
+        return mig_error(err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
+    if (known && (hello->session != t->session || hello->channels != t->channel_count))
+        return mig_error(err, -EBADMSG, "hello: another session");
+    if (t->channels[hello->channel].connected)
+        return mig_error(err, -EBADMSG, "hello: channel %u is connected already", hello->channel);
+    return 0;
+}
+
 bool mig_target_take(struct mig_target *t, int fd, bool first, bool known, struct mig_hello *hello)
 {
     struct mig_error err = {""};
@@ -210,24 +242,18 @@ bool mig_target_take(struct mig_target *t, int fd, bool first, bool known, struc
     int r;
 
     mig_stream_init(&stream, fd, false);
-    mig_stream_set_timeout(&stream, MIG_HELLO_TIMEOUT_MS);
-    r = t->tls ? mig_stream_secure(&stream, t->tls, NULL, &err) : 0;
-    if (r == 0)
-        r = mig_receive_hello(&stream, hello, &err);
-    if (r == 0 && first && hello->channel != 0)
-        r = mig_error(&err, -EBADMSG, "hello: channel %u before channel 0", hello->channel);
-    if (r == 0 && known && (hello->session != t->session || hello->channels != t->channel_count))
-        r = mig_error(&err, -EBADMSG, "hello: another session");
-    if (r == 0 && t->channels[hello->channel].connected)
-        r = mig_error(&err, -EBADMSG, "hello: channel %u is connected already", hello->channel);
+    set_greeted(t, fd);
+    r = greet(t, &stream, first, known, hello, &err);
     if (r < 0) {
         /* Whoever it is, the guest is not lost by it. */
         log_warn("migration: a connection is dropped: %s", err.text);
+        set_greeted(t, -1);
         mig_stream_clear(&stream);
         return false;
     }
     mig_stream_set_timeout(&stream, 0);
     pthread_mutex_lock(&t->lock);
+    t->greeted_fd = -1;
     t->channels[hello->channel].stream = stream;
     pthread_mutex_init(&t->channels[hello->channel].stream.send_lock, NULL);
     t->channels[hello->channel].connected = true;
@@ -541,6 +567,7 @@ int mig_target_start(struct mem *mem, const char *uri, struct mig_tls *tls, cons
     t->ops = ops;
     t->opaque = opaque;
     t->given_fd = -1;
+    t->greeted_fd = -1;
     t->next_listener = (struct mig_listener){.fd = -1, .file.fd = -1};
     t->listener = (struct mig_listener){.fd = -1, .file.fd = -1};
     t->report.status = MIG_STATUS_SETUP;

@@ -48,8 +48,6 @@ int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f)
     struct kvm_irqchip pic[2] = {{.chip_id = KVM_IRQCHIP_PIC_MASTER, .chip.pic = im->pic[0]},
                                  {.chip_id = KVM_IRQCHIP_PIC_SLAVE, .chip.pic = im->pic[1]}};
     struct kvm_irqchip ioapic = {.chip_id = KVM_IRQCHIP_IOAPIC, .chip.ioapic = im->ioapic};
-    /* Without flags: the clock goes on from there, also when real time has gone further. */
-    struct kvm_clock_data clock = {.clock = im->clock};
     int r;
 
     /* The timer first: one that still runs could raise its line in a chip that has just been loaded. */
@@ -59,9 +57,15 @@ int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f)
     /* Last, as it passes on what it has pending to LAPICs, which are loaded by now. */
     if (r == 0)
         r = CALL(vm_fd, KVM_SET_IRQCHIP, &ioapic, f);
-    if (r == 0)
-        r = CALL(vm_fd, KVM_SET_CLOCK, &clock, f);
     return r;
+}
+
+int clock_apply(int vm_fd, uint64_t ns, struct state_failure *f)
+{
+    /* Without flags: the clock goes on from there, also when real time has gone further. */
+    struct kvm_clock_data clock = {.clock = ns};
+
+    return CALL(vm_fd, KVM_SET_CLOCK, &clock, f);
 }
 
 /* -- kicks -- */

@@ -114,7 +114,9 @@ int vcpu_try_tsc_khz(const struct state_kvm *kvm, int vcpu_fd, const struct vcpu
 /* -- state-chips.c -- */
 
 int chips_capture(int vm_fd, struct chip_image *im, struct state_failure *f);
+/* All but the clock, which is set by itself. */
 int chips_apply(int vm_fd, const struct chip_image *im, struct state_failure *f);
+int clock_apply(int vm_fd, uint64_t ns, struct state_failure *f);
 
 /*
  * A guest whose vCPU waits for a spinlock halts it, with interrupts off, until another kicks it (KVM_HC_KICK_CPU in the

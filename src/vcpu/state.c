@@ -13,6 +13,7 @@
 #include "vcpu/state-internal.h"
 #include "vcpu/vm-internal.h"
 
+/* A clock of the peer's that makes no sense is held to a month. */
 #define ADVANCE_MAX_NS (31 * 86400 * NSEC_PER_SEC)
 /* struct pvclock_wall_clock, see "MSR_KVM_WALL_CLOCK_NEW" in the kernel's virt/kvm/x86/msr.rst: version, seconds, nanoseconds. */
 #define WALL_CLOCK_SIZE 12u
@@ -133,7 +134,24 @@ static int apply_vcpu(const struct vm_image *im, unsigned int i, struct mem *mem
     return r;
 }
 
-static int apply_all(const struct vm_image *im, struct mem *mem, unsigned int *vcpu, struct state_failure *f)
+uint64_t vm_state_age(uint64_t captured_ns)
+{
+    uint64_t now = clock_ns();
+
+    return captured_ns == 0 || captured_ns > now ? 0 : MIN(now - captured_ns, ADVANCE_MAX_NS);
+}
+
+/* Let TSCs go on since they were read. */
+static void advance_tscs(struct vm_image *im, uint64_t captured_ns)
+{
+    uint64_t ns = vm_state_age(captured_ns);
+
+    for (unsigned int i = 0; i < im->cpus; i++)
+        vcpu_image_msr(&im->vcpus[i], MSR_TSC)->data += (uint64_t)((unsigned __int128)ns * im->vcpus[i].tsc_khz / 1000000);
+}
+
+/* To load takes time as well: every clock is told how old the state is when it is set, and no sooner. */
+static int apply_all(struct vm_image *im, struct mem *mem, uint64_t captured_ns, unsigned int *vcpu, struct state_failure *f)
 {
     int r = 0;
 
@@ -142,6 +160,7 @@ static int apply_all(const struct vm_image *im, struct mem *mem, unsigned int *v
         if (r < 0)
             return r;
     }
+    advance_tscs(im, captured_ns);
     r = vcpu_tsc_apply(&im->kvm, im->fds, im->vcpus, im->cpus, f);
     if (r < 0)
         return r;
@@ -151,19 +170,11 @@ static int apply_all(const struct vm_image *im, struct mem *mem, unsigned int *v
             return r;
     }
     r = chips_apply(im->kvm.vm_fd, &im->chips, f);
+    if (r == 0)
+        r = clock_apply(im->kvm.vm_fd, im->chips.clock + vm_state_age(captured_ns), f);
     for (unsigned int i = 0; i < im->cpus && r == 0; i++)
         vcpu_kick_again(im->kvm.vm_fd, i, &im->vcpus[i]);
     return r;
-}
-
-/* Let guest time go on since it was read. A clock of the peer's that makes no sense is held to a month. */
-static void advance_time(struct vm_image *im, uint64_t captured_ns)
-{
-    uint64_t now = clock_ns(), ns = captured_ns == 0 || captured_ns > now ? 0 : MIN(now - captured_ns, ADVANCE_MAX_NS);
-
-    for (unsigned int i = 0; i < im->cpus; i++)
-        vcpu_image_msr(&im->vcpus[i], MSR_TSC)->data += (uint64_t)((unsigned __int128)ns * im->vcpus[i].tsc_khz / 1000000);
-    im->chips.clock += ns;
 }
 
 int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns)
@@ -178,8 +189,9 @@ int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns)
     } else {
         err = read_all(&im, r);
         if (err == 0) {
-            advance_time(&im, captured_ns);
-            err = apply_all(&im, vm->mem, &vcpu, &f);
+            /* A guest that is reset before it ran here leaves as much behind as one that ran. */
+            vm->touched = true;
+            err = apply_all(&im, vm->mem, captured_ns, &vcpu, &f);
             if (err < 0 && vcpu < vm->cpus)
                 state_bad(r, NULL, "vcpu %u: %s", vcpu, f.text);
             else if (err < 0)

@@ -45,6 +45,8 @@ int vm_state_save(struct vm *vm, struct state_writer *w);
  * stopped. 0: they go on from the values saved.
  */
 int vm_state_load(struct vm *vm, struct state_reader *r, uint64_t captured_ns);
+/* How long ago that is, for clocks that are elsewhere; 0 for 0 and for a time to come. */
+uint64_t vm_state_age(uint64_t captured_ns);
 
 /*
  * Tell all in which a VM whose state that is and this one differ so that it could not go on here: features and sizes of

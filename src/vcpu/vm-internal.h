@@ -28,7 +28,7 @@ struct vm {
     bool dirty_buffered; /* vm_set_dirty_buffered */
     bool may_wait; /* vm_may_wait */
     uint64_t paused_since, paused_ns; /* vm_paused_ns: since when, 0 while it runs; and before that. Main thread */
-    bool touched;       /* a vCPU has run since the VM was made: a reset has something to undo */
+    bool touched; /* since the VM was made or reset, a vCPU has run or state was loaded: a reset has something to undo */
     cpuid_features cpu_off;
     unsigned int cpus;
     struct vcpu *vcpus[VM_MAX_VCPUS];

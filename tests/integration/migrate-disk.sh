@@ -53,6 +53,18 @@ is "$(migrate_status src) $(vm_status src)" "failed running" "killed target: the
 check "killed target: and has its lock" locked
 migrate_set src '{"max-bandwidth": 0}'
 
+# -- disks that are none of its own --
+other=(--memory 16M --disk "$tap_dir/other.img" --disk "$ro")
+truncate -s 2M "$tap_dir/other.img"
+rm -f "$tap_dir/in"
+migrate_target other "unix:$tap_dir/in" "${other[@]}"
+check "other disks: refused" not migrate_run src "unix:$tap_dir/in"
+why=$(qmp src query-migrate | jq -r '."error-desc"')
+like "$why" 'device virtio-blk 0: a disk of 1048576 bytes, here 2097152' "other disks: by their size"
+like "$why" 'device virtio-blk 1: a disk that is read-only, here it is written' "other disks: and by what may be done with them"
+is "$(vm_status src)" running "other disks: the guest goes on"
+wait_for_exit "$target_pid" 20
+
 # -- a move --
 target moved
 check "moved" migrate_run src "unix:$tap_dir/in"

@@ -85,7 +85,7 @@ target3_pid=$target_pid
 check "cut: the guest goes early" leave from3 "$uri" 4000000
 check "cut: pages are missing" test "$(left to3)" -gt 30000000
 is "$(vm_status to3)" running "cut: it runs"
-for command in stop snapshot system_reset migrate get-guest-memory query-rmap dirty-log-start; do
+for command in stop snapshot system_reset migrate get-guest-memory query-rmap query-mmu dirty-log-start; do
     case $command in
     snapshot) arguments='{"dir": "/tmp/x"}' ;;
     migrate) arguments='{"uri": "tcp:127.0.0.1:1"}' ;;
@@ -104,6 +104,14 @@ check "cut: the target too" wait_until 20 migrate_is to3 postcopy-paused
 check "cut: why, at the source" refuses from3 query-migrate null 'lost the target'
 check "cut: why, at the target" refuses to3 query-migrate null 'lost the source'
 is "$(vm_status from3) $(vm_status to3)" "postmigrate running" "cut: the guest is the target's"
+has_stats() { # PATTERN
+    qmp to3 query-stats '{"target": "vm"}' | jq -r '.[].stats[].name' | grep -q "$1"
+}
+check "cut: the target tells its statistics" has_stats '^dirty_harvests$'
+check "cut: but for those of devices, which may wait" not has_stats '^disk_reads$'
+check "cut: vmctl status answers" "$VMCTL" --runtime-dir "$run" status to3
+check "cut: vmctl stats answers" "$VMCTL" --runtime-dir "$run" stats to3
+check "cut: vmctl doctor answers" "$VMCTL" --runtime-dir "$run" doctor to3
 check "cut: the source does not run it" refuses from3 cont null 'at the target'
 missing=$(left to3)
 check "cut: somebody else's connection is refused" sh -c "printf 'hello, this is not a migration' | socat -t 1 - 'UNIX-CONNECT:$tap_dir/m3'"
@@ -127,6 +135,7 @@ qmp to3 stop >/dev/null
 check "cut: its page tables are right" qmp to3 mmu-verify
 qmp to3 cont >/dev/null
 # What the guest wrote since is random: fill it again, and see that it can be moved on as ever.
+check "cut: statistics of devices can be had again" has_stats '^disk_reads$'
 check "cut: it works" vm_ask to3 'fill 77' '^done count=' 30
 migrate_target next3 "unix:$tap_dir/next3" --memory $MEMORY --mmu live
 migrate_capability to3 postcopy-ram false

@@ -139,6 +139,23 @@ static inline int restore_device(struct device *dev, const uint8_t *data, size_t
     return err;
 }
 
+/* What a comparison with the state tells: lines, each with its end. */
+static inline void add_difference(void *opaque, const char *text)
+{
+    strcat(strcat(opaque, text), "\n");
+}
+
+static inline void expect_differences(struct device *dev, const uint8_t *data, size_t len, const char *lines)
+{
+    struct state_reader r;
+    char text[1024] = "";
+
+    assert_int_equal(state_reader_init(&r, data, len), 0);
+    device_compare(dev, &r, add_difference, text);
+    assert_string_equal(text, lines);
+    state_reader_clear(&r);
+}
+
 /* Where the value of a one-section state's field lies. */
 static inline uint8_t *find_field(uint8_t *data, size_t len, const char *name)
 {

@@ -10,11 +10,14 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -128,9 +131,9 @@ static int end_play(void **state)
 
 /* -- lines of the play -- */
 
-static void dial(struct play *p, unsigned int channel, uint64_t session)
+/* After a cut the target may not wait yet. */
+static int connect_to(const struct play *p)
 {
-    struct mig_hello hello = {.version = MIG_VERSION, .channel = (uint16_t)channel, .channels = 2, .session = session};
     uint64_t end = clock_ns() + 10 * NSEC_PER_SEC;
     struct mig_error err = {""};
     int fd;
@@ -140,7 +143,25 @@ static void dial(struct play *p, unsigned int channel, uint64_t session)
         err = (struct mig_error){""};
     if (fd < 0)
         fail_msg("%s", err.text);
-    mig_stream_init(&p->s[channel], fd, true);
+    return fd;
+}
+
+static void wait_until_read(int fd)
+{
+    int left = 1;
+
+    while (left > 0) {
+        assert_int_equal(ioctl(fd, SIOCOUTQ, &left), 0);
+        sched_yield();
+    }
+}
+
+static void dial(struct play *p, unsigned int channel, uint64_t session)
+{
+    struct mig_hello hello = {.version = MIG_VERSION, .channel = (uint16_t)channel, .channels = 2, .session = session};
+    struct mig_error err = {""};
+
+    mig_stream_init(&p->s[channel], connect_to(p), true);
     mig_stream_set_timeout(&p->s[channel], TIMEOUT_MS);
     p->connected[channel] = true;
     assert_int_equal(mig_send_hello(&p->s[channel], &hello, &err), 0);
@@ -448,6 +469,72 @@ static void test_resumes(void **state)
     play_free(&p);
 }
 
+/* The last page comes while the target finds its source again: it is told of, by whoever sees it. */
+static void test_last_page_at_once(void **state)
+{
+    for (int i = 0; i < 20; i++) {
+        static struct play p;
+
+        play_new(&p);
+        until_it_runs(&p, 1);
+        hang_up(&p);
+        dial(&p, 0, SESSION);
+        say(&p, 0, MIG_RESUME, NULL, 0);
+        hear_hello(&p);
+        hear(&p, MIG_MISSING);
+        hear(&p, MIG_ACCEPT);
+        dial(&p, 1, SESSION);
+        say_page(&p, 1, 0, 0x11);
+        hear(&p, MIG_WHOLE);
+        say(&p, 0, MIG_DONE, NULL, 0);
+        wait_status(&p, MIG_STATUS_COMPLETED);
+        play_free(&p);
+    }
+}
+
+/* The source is gone after its last page, without a word: memory is as good as it would be after one. */
+static void test_source_ends_unheard(void **state)
+{
+    uint64_t end = clock_ns() + 20 * NSEC_PER_SEC;
+    static struct play p;
+    const char *why;
+    struct mig_report r;
+
+    play_new(&p);
+    until_it_runs(&p, 1);
+    assert_int_equal(mem_give_back(p.mem, mem_ptr(p.mem, 9 * GUEST_PAGE_SIZE, 1), GUEST_PAGE_SIZE), 0);
+    say_page(&p, 1, 0, 0x11);
+    hear(&p, MIG_WHOLE);
+    hang_up(&p);
+    while (absent_possible(p.mem, &why) < 0) {
+        if (clock_ns() > end)
+            fail_msg("%s", why);
+        sched_yield();
+    }
+    while (mem_give_back(p.mem, mem_ptr(p.mem, 9 * GUEST_PAGE_SIZE, 1), GUEST_PAGE_SIZE) == 0)
+        assert_true(clock_ns() < end);
+    assert_int_equal(*page_of(&p, 0), 0x11);
+    mig_target_report(p.target, &r);
+    assert_true(r.status == MIG_STATUS_COMPLETED && r.remaining == 0);
+    /* But if it lives after all it is told, and a page that it sends all the same ends its connection only. */
+    for (int i = 0; i < 2; i++) {
+        dial(&p, 0, SESSION);
+        say(&p, 0, MIG_RESUME, NULL, 0);
+        hear_hello(&p);
+        hear(&p, MIG_ACCEPT);
+        dial(&p, 1, SESSION);
+        hear(&p, MIG_WHOLE);
+        if (i == 0)
+            say_page(&p, 1, 0, 0x22);
+        else
+            say(&p, 0, MIG_DONE, NULL, 0);
+        hear_nothing(&p);
+        hang_up(&p);
+    }
+    assert_int_equal(*page_of(&p, 0), 0x11);
+    play_free(&p);
+}
+
 static void test_paused_and_ended(void **state)
 {
     static struct play p;
@@ -467,6 +554,54 @@ static void test_paused_and_ended(void **state)
     mig_target_free(p.target);
     p.target = NULL;
     end_touch(&t);
+    play_free(&p);
+}
+
+/* Somebody who connects and does not say what he is does not hold up the end: neither at first nor while the source is lost. */
+static void test_end_while_greeting(void **state)
+{
+    static struct play p;
+
+    for (int lost = 0; lost < 2; lost++) {
+        uint64_t start;
+        int fd;
+
+        play_new(&p);
+        if (lost) {
+            until_it_runs(&p, 1);
+            hang_up(&p);
+            wait_status(&p, MIG_STATUS_POSTCOPY_PAUSED);
+        }
+        fd = connect_to(&p);
+        assert_int_equal(write(fd, "UMBRA", 5), 5);
+        /* Until it is read it may not even be accepted. */
+        wait_until_read(fd);
+        start = clock_ns();
+        mig_target_abandon(p.target);
+        assert_true(clock_ns() - start < 5 * NSEC_PER_SEC);
+        close(fd);
+        play_free(&p);
+    }
+}
+
+/* A byte a second is not enough for a hello. */
+static void test_slow_hello(void **state)
+{
+    uint64_t start = clock_ns();
+    static struct play p;
+    uint8_t byte = 'U';
+    int fd;
+
+    play_new(&p);
+    fd = connect_to(&p);
+    while (send(fd, &byte, 1, MSG_NOSIGNAL) == 1) {
+        assert_true(clock_ns() - start < 18 * NSEC_PER_SEC);
+        usleep(900000);
+    }
+    assert_int_equal(errno, EPIPE);
+    close(fd);
+    /* Another is heard. */
+    until_it_runs(&p, 1);
     play_free(&p);
 }
 
@@ -559,7 +694,11 @@ int main(void)
         cmocka_unit_test_teardown(test_load_may_touch, end_play),
         cmocka_unit_test_teardown(test_cut_before_commit, end_play),
         cmocka_unit_test_teardown(test_resumes, end_play),
+        cmocka_unit_test_teardown(test_last_page_at_once, end_play),
+        cmocka_unit_test_teardown(test_source_ends_unheard, end_play),
         cmocka_unit_test_teardown(test_paused_and_ended, end_play),
+        cmocka_unit_test_teardown(test_end_while_greeting, end_play),
+        cmocka_unit_test_teardown(test_slow_hello, end_play),
         cmocka_unit_test_teardown(test_out_of_order, end_play),
         cmocka_unit_test_teardown(test_absent_after_state, end_play),
         cmocka_unit_test_teardown(test_lies_in_postcopy, end_play),

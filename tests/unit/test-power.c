@@ -345,6 +345,36 @@ static void test_pm_state(void **state)
     fixture_fini(&g);
 }
 
+/* The timer goes on as the TSC does: what a state is old it has moved on, and a change of its top bit meanwhile has come. */
+static void test_pm_timer_advances(void **state)
+{
+    struct fixture *f = *state;
+    struct device *dev;
+    uint32_t ticks;
+    uint8_t *data;
+    size_t len;
+
+    assert_int_equal(acpi_pm_create(&f->env, &dev), 0);
+    f->mono_ns += 7 * NSEC_PER_SEC;
+    out_size(f, EN, TMR, 2);
+    ticks = (uint32_t)in_size(f, ACPI_PM_TMR, 4);
+    len = save_device(dev, &data);
+    assert_int_equal(restore_device(dev, data, len), 0);
+    device_advance(dev, 3 * NSEC_PER_SEC);
+    assert_int_equal((uint32_t)in_size(f, ACPI_PM_TMR, 4) - ticks, 3 * PM_HZ);
+    assert_int_equal(in_size(f, STS, 2), 0);
+    f->mono_ns += NSEC_PER_SEC;
+    assert_int_equal((uint32_t)in_size(f, ACPI_PM_TMR, 4) - ticks, 4 * PM_HZ);
+    /* Longer ago than this host runs. */
+    assert_int_equal(restore_device(dev, data, len), 0);
+    device_advance(dev, 600 * NSEC_PER_SEC);
+    assert_int_equal((uint32_t)in_size(f, ACPI_PM_TMR, 4) - ticks, 600 * PM_HZ);
+    assert_int_equal(in_size(f, STS, 2), TMR);
+    assert_int_equal(f->level[ACPI_SCI_IRQ], 1);
+    free(data);
+    device_destroy(dev);
+}
+
 static void test_pm_state_rejected(void **state)
 {
     static const struct {
@@ -436,6 +466,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_pm_timer_carry, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_timer_interrupt, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_state, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pm_timer_advances, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pm_state_rejected, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stateless, setup, teardown),
     };

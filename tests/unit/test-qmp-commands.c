@@ -113,6 +113,18 @@ static void test_memory_arrives(void **state)
     }
     env_expect(e, "query-status", "{}", "{'return':{'status':'running','singlestep':false,'running':true}}");
     env_expect(e, "query-name", "{}", "{'return':{'name':'fake'}}");
+    env_expect_error(e, "query-mmu", "{}",
+                     "The command query-mmu has to wait: a part of the guest's memory is still to come");
+    /* A device that waits for a page holds its lock, which its counters are read under. */
+    env_expect(e, "query-stats",
+               "{'target':'vm','providers':[{'provider':'umbra','names':["
+               "'balloon_memory','rng_bytes','virtio_console_waits','disk_reads','net_misuses','bus_unclaimed','mmu_ticks']}]}",
+               "{'return':[{'provider':'umbra','stats':[{'name':'bus_unclaimed','value':0},{'name':'mmu_ticks','value':0}]}]}");
+    env_expect(e, "query-stats",
+               "{'target':'vcpu','vcpus':['/machine/cpu[0]'],'providers':[{'provider':'umbra','names':['exits']}]}",
+               "{'return':[{'provider':'umbra','qom-path':'/machine/cpu[0]','stats':[{'name':'exits','value':10}]}]}");
+    env_expect(e, "query-stats", "{'target':'vm','providers':[{'provider':'kvm','names':['pages_4k']}]}",
+               "{'return':[{'provider':'kvm','stats':[{'name':'pages_4k','value':100}]}]}");
     fake_memory_arrives = false;
     env_expect(e, "balloon", "{'value':4194304}", "{'return':{}}");
 }

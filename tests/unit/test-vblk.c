@@ -470,6 +470,20 @@ static void partial_transfers(void)
     disk_close(disk);
 }
 
+/* Of another size, and read-only. */
+static void compare_with_another_disk(const uint8_t *data, size_t len)
+{
+    struct state_reader r;
+    char text[1024] = "";
+
+    assert_int_equal(state_reader_init(&r, data, len), 0);
+    device_compare(dev, &r, add_difference, text);
+    state_reader_clear(&r);
+    assert_non_null(strstr(text, "device virtio-blk 0: features 0x"));
+    assert_non_null(strstr(text, "device virtio-blk 0: a disk of 1"));
+    assert_non_null(strstr(text, "device virtio-blk 0: a disk that is read-only, here it is written\n"));
+}
+
 static void state_of_another_disk(void)
 {
     uint8_t *data, *p;
@@ -478,8 +492,12 @@ static void state_of_another_disk(void)
     start(false, false, 1);
     device_quiesce(dev);
     len = save_device(dev, &data);
+    expect_differences(dev, data, len, "");
+    find_field(data, len, "offered")[0] ^= 1 << VIRTIO_BLK_F_RO;
     p = find_field(data, len, "size");
     p[3] ^= 1;
+    compare_with_another_disk(data, len);
+    find_field(data, len, "offered")[0] ^= 1 << VIRTIO_BLK_F_RO;
     assert_int_equal(restore_device(dev, data, len), -EBADMSG);
     p[3] ^= 1;
     assert_int_equal(restore_device(dev, data, len), 0);

@@ -616,6 +616,47 @@ static void test_reset(void **state)
     guest_free(&g);
 }
 
+/* A guest that came here and never ran has left as much behind as one that did. */
+static void test_reset_of_an_arrival(void **state)
+{
+    struct vcpu_entry entry = {.regs = {.rip = 0x1234, .rflags = 2}};
+    struct kvm_mp_state halted = {KVM_MP_STATE_HALTED};
+    struct guest g, fresh, target;
+    struct saved power_on, arrived, after;
+
+    if (no_kvm())
+        skip();
+    guest_new(&fresh);
+    save(fresh.vm, &power_on);
+    ASK(vcpu_fd(vm_vcpu(fresh.vm, 0)), KVM_GET_SREGS, &entry.sregs);
+    guest_new(&g);
+    write_guest(g.mem);
+    for (unsigned int i = 0; i < CPUS; i++)
+        prepare_vcpu(g.vm, i);
+    set_marks(g.vm, 7);
+    ASK(vcpu_fd(vm_vcpu(g.vm, 0)), KVM_SET_MP_STATE, &halted);
+    save(g.vm, &arrived);
+
+    guest_new(&target);
+    load(target.vm, &arrived);
+    assert_int_equal(vm_reset(target.vm, &entry), 0);
+    ASK(vcpu_fd(vm_vcpu(target.vm, 0)), KVM_GET_MP_STATE, &halted);
+    assert_int_equal(halted.mp_state, KVM_MP_STATE_RUNNABLE);
+    save(target.vm, &after);
+    for (uint32_t i = 0; i < power_on.r.count; i++) {
+        const struct state_section *s = &power_on.r.sections[i];
+
+        if (strcmp(s->name, "vcpu") != 0 || s->instance != 0)
+            assert_true(compare_section(&power_on, &after, s) > 0 || strcmp(s->name, "clock") == 0);
+    }
+    saved_clear(&power_on);
+    saved_clear(&arrived);
+    saved_clear(&after);
+    guest_free(&target);
+    guest_free(&g);
+    guest_free(&fresh);
+}
+
 /* Write the state again with one field changed: its name, its length, its bytes, or left out (len SIZE_MAX). */
 struct change {
     const char *section, *field;
@@ -876,6 +917,59 @@ static void test_time_goes_on(void **state)
     guest_free(&g);
 }
 
+#define LOADS 21
+
+static int by_size(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static int64_t median(int64_t values[LOADS])
+{
+    qsort(values, LOADS, sizeof(*values), by_size);
+    return values[LOADS / 2];
+}
+
+/* The time that loading takes goes by as well: no clock of a guest that is loaded with its age falls behind by as much. */
+static void test_loading_takes_time(void **state)
+{
+    int64_t took[LOADS], clock_lag[LOADS], tsc_lag[LOADS];
+    struct guest g;
+    bool tsc;
+
+    if (no_kvm())
+        skip();
+    guest_new(&g);
+    tsc = tsc_can_be_set(g.vm);
+    for (int i = 0; i < LOADS; i++) {
+        struct saved first, later;
+        uint64_t captured, went_by, clock;
+        uint32_t khz;
+
+        save(g.vm, &first);
+        captured = clock_ns();
+        assert_int_equal(vm_state_load(g.vm, &first.r, captured), 0);
+        took[i] = (int64_t)(clock_ns() - captured);
+        save(g.vm, &later);
+        went_by = clock_ns() - captured;
+        assert_int_equal(state_get_bytes(&first.r, state_find(&first.r, "vcpu", 0), "tsc_khz", &khz, sizeof(khz)), 0);
+        clock = saved_u64(&later, "clock", 0, "kvmclock") - saved_u64(&first, "clock", 0, "kvmclock");
+        clock_lag[i] = (int64_t)(went_by - clock);
+        tsc &= khz > 0;
+        tsc_lag[i] = tsc ? (int64_t)went_by - (int64_t)(saved_u64(&later, "vcpu", 1, "msr.00000010") -
+                                                        saved_u64(&first, "vcpu", 1, "msr.00000010")) * 1000000 / khz : 0;
+        saved_clear(&first);
+        saved_clear(&later);
+    }
+    print_message("# a load took %lld ns, kvmclock fell behind by %lld, TSCs by %lld\n", (long long)median(took),
+                  (long long)median(clock_lag), (long long)median(tsc_lag));
+    assert_true(median(clock_lag) < median(took) / 2);
+    assert_true(median(tsc_lag) < median(took) / 2);
+    guest_free(&g);
+}
+
 /* What KVM would write as it is told where the guest has its wall clock is what a loaded guest has there already. */
 static void test_wall_clock_stays(void **state)
 {
@@ -1026,10 +1120,12 @@ int main(void)
         cmocka_unit_test(test_save_garbage_load),
         cmocka_unit_test(test_go_on_in_another_vm),
         cmocka_unit_test(test_reset),
+        cmocka_unit_test(test_reset_of_an_arrival),
         cmocka_unit_test(test_bad_state_is_refused),
         cmocka_unit_test(test_too_much_is_refused),
         cmocka_unit_test(test_differences),
         cmocka_unit_test(test_time_goes_on),
+        cmocka_unit_test(test_loading_takes_time),
         cmocka_unit_test(test_wall_clock_stays),
         cmocka_unit_test(test_kick_on_its_way),
     };

@@ -243,6 +243,30 @@ static void test_flags(void **state)
     assert_int_equal(notified, 3);
 }
 
+/* Stopped while kicks were not wanted, and started elsewhere: there the driver is asked for them again. */
+static void test_flags_of_another(void **state)
+{
+    struct virtq_state s;
+    char text[VIRTQ_WHY_MAX];
+
+    vd_desc(&d, 0, DATA, 8, WRITE, 0);
+    vd_offer(&d, 0);
+    assert_true(virtq_pop(&q, &chain));
+    virtq_push(&q, 0, 0);
+    virtq_flush(&q);
+    assert_int_equal(vd_get16(&d, d.used), VRING_USED_F_NO_NOTIFY);
+    s = q.s;
+    virtq_reset(&q);
+    q.s = s;
+    assert_int_equal(virtq_start(&q, text), 0);
+    /* The start leaves guest memory alone. */
+    assert_int_equal(vd_get16(&d, d.used), VRING_USED_F_NO_NOTIFY);
+    assert_false(virtq_has_chain(&q));
+    assert_int_equal(vd_get16(&d, d.used), 0);
+    serve(1);
+    assert_int_equal(vd_get16(&d, d.used), VRING_USED_F_NO_NOTIFY);
+}
+
 static void test_event_index(void **state)
 {
     fresh(true, true);
@@ -575,6 +599,7 @@ int main(void)
         cmocka_unit_test_setup(test_copies, fresh_plain),
         cmocka_unit_test(test_dirty),
         cmocka_unit_test_setup(test_flags, fresh_plain),
+        cmocka_unit_test_setup(test_flags_of_another, fresh_plain),
         cmocka_unit_test(test_event_index),
         cmocka_unit_test(test_index_wraps),
         cmocka_unit_test(test_bad_chains),

@@ -748,6 +748,10 @@ static void test_bad_state(void **state)
     expect_refused(data, len, "used-pairs", PAIRS + 1);
     expect_refused(data, len, "link", 2);
     expect_refused(data, len, "mtu", 9);
+    *find_field(data, len, "mtu") = 9;
+    expect_differences(dev, data, len, "device virtio-net 0: mtu 9, here 0\n");
+    *find_field(data, len, "mtu") = 0;
+    expect_differences(dev, data, len, "");
     assert_true(restore_device(dev, data, len - 1) < 0);
     /* It is as it was. */
     device_resume(dev);

@@ -482,6 +482,18 @@ static int vblk_restore(struct virtio_dev *v, struct state_reader *r, const stru
     return err;
 }
 
+static void vblk_compare(struct virtio_dev *v, const struct device_comparison *c)
+{
+    uint64_t here = disk_info(to_blk(v)->disk)->size, size, offered;
+    bool read_only = v->offered >> VIRTIO_BLK_F_RO & 1;
+
+    if (device_compared_u64(c, "size", &size) && size != here)
+        device_differs(c, "a disk of %llu bytes, here %llu", (unsigned long long)size, (unsigned long long)here);
+    /* It is among the features too, as a number. */
+    if (state_get_u64(c->r, c->s, "offered", &offered) == 0 && (offered >> VIRTIO_BLK_F_RO & 1) != read_only)
+        device_differs(c, "a disk that is %s", read_only ? "written, here it is read-only" : "read-only, here it is written");
+}
+
 static void vblk_detach(struct virtio_dev *v)
 {
     io_thread_remove(&to_blk(v)->done);
@@ -505,6 +517,7 @@ static const struct virtio_ops vblk_ops = {
     .drop = vblk_drop,
     .save = vblk_save,
     .restore = vblk_restore,
+    .compare = vblk_compare,
     .restore_chain = vblk_restore_chain,
     .detach = vblk_detach,
     .destroy = vblk_destroy,

@@ -311,6 +311,15 @@ static int vnet_restore(struct virtio_dev *v, struct state_reader *r, const stru
     return 0;
 }
 
+static void vnet_compare(struct virtio_dev *v, const struct device_comparison *c)
+{
+    unsigned int here = to_net(v)->mtu;
+    uint64_t mtu;
+
+    if (device_compared_u64(c, "mtu", &mtu) && mtu != here)
+        device_differs(c, "mtu %llu, here %u", (unsigned long long)mtu, here);
+}
+
 /* -- making it ---------------------------------------------------------------- */
 
 static void vnet_detach(struct virtio_dev *v)
@@ -339,6 +348,7 @@ static const struct virtio_ops vnet_ops = {
     .reset = vnet_reset,
     .save = vnet_save,
     .restore = vnet_restore,
+    .compare = vnet_compare,
     .detach = vnet_detach,
     .destroy = vnet_destroy,
 };

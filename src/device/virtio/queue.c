@@ -103,7 +103,7 @@ int virtq_start(struct virtq *q, char *why)
     q->seen_avail = q->s.next_avail;
     q->flushed_used = q->s.next_used;
     q->signalled_valid = false;
-    q->kicks_off = false;
+    q->kicks_known = false;
     q->broken = false;
     q->s.ready = true;
     return 0;
@@ -111,10 +111,15 @@ int virtq_start(struct virtq *q, char *why)
 
 /* -- taking chains ------------------------------------------------------------ */
 
+/*
+ * In a queue that came with a guest the flag is what the source's device made it. It is written once, whatever it is: to read it
+ * when the queue starts would wait for a page that may still be absent then.
+ */
 static void set_kicks_off(struct virtq *q, bool off)
 {
-    if (q->kicks_off == off)
+    if (q->kicks_known && q->kicks_off == off)
         return;
+    q->kicks_known = true;
     q->kicks_off = off;
     STORE(q->used->flags, off ? VRING_USED_F_NO_NOTIFY : 0);
     mem_mark_dirty_ptr(q->mem, &q->used->flags, sizeof(q->used->flags));

@@ -66,6 +66,7 @@ struct virtq {
     bool signalled_valid;   /* else the next flush interrupts */
     bool broken;            /* the driver broke a rule: nothing comes out any more */
     bool kicks_off;         /* without the event index: VRING_USED_F_NO_NOTIFY is set */
+    bool kicks_known;       /* else the flag may be either, as who had the queue before left it */
     unsigned int in_flight;
     uint64_t taken[VIRTQ_MAX_SIZE / BITMAP_WORD_BITS]; /* heads that the device has */
 };

@@ -415,6 +415,19 @@ int virtio_device_restore(struct device *dev, struct state_reader *r, const stru
     return 0;
 }
 
+void virtio_device_compare(struct device *dev, const struct device_comparison *c)
+{
+    struct virtio_dev *v = to_virtio(dev);
+    uint64_t offered, queues;
+
+    if (device_compared_u64(c, "offered", &offered) && offered != v->offered)
+        device_differs(c, "features 0x%llx, here 0x%llx", (unsigned long long)offered, (unsigned long long)v->offered);
+    if (device_compared_u64(c, "queues", &queues) && queues != v->queue_count)
+        device_differs(c, "%llu queues, here %u", (unsigned long long)queues, v->queue_count);
+    if (v->ops->compare)
+        v->ops->compare(v, c);
+}
+
 /* -- making and freeing ------------------------------------------------------- */
 
 static int make_kicks(struct virtio_dev *v)

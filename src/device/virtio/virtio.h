@@ -56,6 +56,8 @@ struct virtio_ops {
     /* State of the device's own, as in struct device_ops; restore comes before the queues are there. May be NULL. */
     void (*save)(struct virtio_dev *v, struct state_writer *w);
     int (*restore)(struct virtio_dev *v, struct state_reader *r, const struct state_section *s);
+    /* What is the device's own of the comparison in struct device_ops. May be NULL. */
+    void (*compare)(struct virtio_dev *v, const struct device_comparison *c);
     /* After a restore, for each chain that was held back: virtq_retake it, or it is lost. May be NULL. */
     void (*restore_chain)(struct virtio_dev *v, struct virtq *q, uint16_t head);
     /* Without the lock: remove the device's own sources from the I/O thread. May be NULL. */
@@ -162,6 +164,7 @@ void virtio_kicked(struct virtio_dev *v, uint32_t index);
 void virtio_device_reset(struct device *dev);
 void virtio_device_save(struct device *dev, struct state_writer *w);
 int virtio_device_restore(struct device *dev, struct state_reader *r, const struct state_section *s);
+void virtio_device_compare(struct device *dev, const struct device_comparison *c);
 void virtio_device_quiesce(struct device *dev);
 void virtio_device_resume(struct device *dev);
 void virtio_device_detach(struct device *dev);
@@ -170,8 +173,8 @@ void virtio_device_destroy(struct device *dev);
 #define VIRTIO_DEVICE_OPS(name_, version_)                                                                      \
     {                                                                                                           \
         .name = name_, .state_version = version_, .reset = virtio_device_reset, .save = virtio_device_save,     \
-        .restore = virtio_device_restore, .quiesce = virtio_device_quiesce, .resume = virtio_device_resume,     \
-        .detach = virtio_device_detach, .destroy = virtio_device_destroy                                        \
+        .restore = virtio_device_restore, .compare = virtio_device_compare, .quiesce = virtio_device_quiesce,   \
+        .resume = virtio_device_resume, .detach = virtio_device_detach, .destroy = virtio_device_destroy        \
     }
 
 #endif
