@@ -584,27 +584,6 @@ static void test_end_while_greeting(void **state)
     }
 }
 
-/* A byte a second is not enough for a hello. */
-static void test_slow_hello(void **state)
-{
-    uint64_t start = clock_ns();
-    static struct play p;
-    uint8_t byte = 'U';
-    int fd;
-
-    play_new(&p);
-    fd = connect_to(&p);
-    while (send(fd, &byte, 1, MSG_NOSIGNAL) == 1) {
-        assert_true(clock_ns() - start < 18 * NSEC_PER_SEC);
-        usleep(900000);
-    }
-    assert_int_equal(errno, EPIPE);
-    close(fd);
-    /* Another is heard. */
-    until_it_runs(&p, 1);
-    play_free(&p);
-}
-
 /* Everything that must not come where it does. */
 static void test_out_of_order(void **state)
 {
@@ -698,7 +677,6 @@ int main(void)
         cmocka_unit_test_teardown(test_source_ends_unheard, end_play),
         cmocka_unit_test_teardown(test_paused_and_ended, end_play),
         cmocka_unit_test_teardown(test_end_while_greeting, end_play),
-        cmocka_unit_test_teardown(test_slow_hello, end_play),
         cmocka_unit_test_teardown(test_out_of_order, end_play),
         cmocka_unit_test_teardown(test_absent_after_state, end_play),
         cmocka_unit_test_teardown(test_lies_in_postcopy, end_play),

@@ -917,59 +917,6 @@ static void test_time_goes_on(void **state)
     guest_free(&g);
 }
 
-#define LOADS 21
-
-static int by_size(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static int64_t median(int64_t values[LOADS])
-{
-    qsort(values, LOADS, sizeof(*values), by_size);
-    return values[LOADS / 2];
-}
-
-/* The time that loading takes goes by as well: no clock of a guest that is loaded with its age falls behind by as much. */
-static void test_loading_takes_time(void **state)
-{
-    int64_t took[LOADS], clock_lag[LOADS], tsc_lag[LOADS];
-    struct guest g;
-    bool tsc;
-
-    if (no_kvm())
-        skip();
-    guest_new(&g);
-    tsc = tsc_can_be_set(g.vm);
-    for (int i = 0; i < LOADS; i++) {
-        struct saved first, later;
-        uint64_t captured, went_by, clock;
-        uint32_t khz;
-
-        save(g.vm, &first);
-        captured = clock_ns();
-        assert_int_equal(vm_state_load(g.vm, &first.r, captured), 0);
-        took[i] = (int64_t)(clock_ns() - captured);
-        save(g.vm, &later);
-        went_by = clock_ns() - captured;
-        assert_int_equal(state_get_bytes(&first.r, state_find(&first.r, "vcpu", 0), "tsc_khz", &khz, sizeof(khz)), 0);
-        clock = saved_u64(&later, "clock", 0, "kvmclock") - saved_u64(&first, "clock", 0, "kvmclock");
-        clock_lag[i] = (int64_t)(went_by - clock);
-        tsc &= khz > 0;
-        tsc_lag[i] = tsc ? (int64_t)went_by - (int64_t)(saved_u64(&later, "vcpu", 1, "msr.00000010") -
-                                                        saved_u64(&first, "vcpu", 1, "msr.00000010")) * 1000000 / khz : 0;
-        saved_clear(&first);
-        saved_clear(&later);
-    }
-    print_message("# a load took %lld ns, kvmclock fell behind by %lld, TSCs by %lld\n", (long long)median(took),
-                  (long long)median(clock_lag), (long long)median(tsc_lag));
-    assert_true(median(clock_lag) < median(took) / 2);
-    assert_true(median(tsc_lag) < median(took) / 2);
-    guest_free(&g);
-}
-
 /* What KVM would write as it is told where the guest has its wall clock is what a loaded guest has there already. */
 static void test_wall_clock_stays(void **state)
 {
@@ -1125,7 +1072,6 @@ int main(void)
         cmocka_unit_test(test_too_much_is_refused),
         cmocka_unit_test(test_differences),
         cmocka_unit_test(test_time_goes_on),
-        cmocka_unit_test(test_loading_takes_time),
         cmocka_unit_test(test_wall_clock_stays),
         cmocka_unit_test(test_kick_on_its_way),
     };
