@@ -25,13 +25,15 @@
 
 /* -- taking one ---------------------------------------------------------------- */
 
-/* The daemon has a working directory of its own. */
+/* The daemon has a working directory of its own. What a shell completes ends in a slash, which is no part of the name. */
 static json_t *snapshot_arguments(const struct ctl *ctl)
 {
     json_t *arguments = json_object_new_object();
     _cleanup_free_ char *cwd = getcwd(NULL, 0), *path = NULL;
-    const char *dir = ctl->args[0];
+    char *dir = ctl->args[0];
 
+    for (size_t len = strlen(dir); len > 1 && dir[len - 1] == '/'; len--)
+        dir[len - 1] = '\0';
     if (*dir != '/' && cwd && asprintf(&path, "%s/%s", strcmp(cwd, "/") ? cwd : "", dir) >= 0)
         dir = path;
     json_add_str(arguments, "dir", dir);
