@@ -25,6 +25,10 @@
 #define PLAN_POLL_MS 50
 /* How many of those who write are named. */
 #define PLAN_WHO 3
+/* What holds unless an option says otherwise. Bandwidth: no limit. */
+#define DOWNTIME_DEFAULT_MS 300
+#define CHANNELS_DEFAULT 2
+#define STRATEGY_DEFAULT "cancel"
 
 static const char *status_of(const json_t *report)
 {
@@ -57,7 +61,8 @@ static int size_option(const struct ctl *ctl, const char *name, uint64_t *ret)
 }
 
 struct wishes {
-    uint64_t bandwidth, downtime_ms, channels; /* as given; UINT64_MAX: not */
+    uint64_t bandwidth, channels; /* as given; UINT64_MAX: not */
+    uint64_t downtime_ms;
     const char *strategy;
     bool zstd, postcopy;
 };
@@ -66,8 +71,12 @@ static int read_wishes(const struct ctl *ctl, struct wishes *w)
 {
     int r;
 
-    *w = (struct wishes){UINT64_MAX, UINT64_MAX, UINT64_MAX, ctl_opt(ctl, "strategy"), ctl_opt(ctl, "zstd") != NULL,
-                         ctl_opt(ctl, "postcopy") != NULL};
+    *w = (struct wishes){.bandwidth = UINT64_MAX,
+                         .channels = UINT64_MAX,
+                         .downtime_ms = DOWNTIME_DEFAULT_MS,
+                         .strategy = ctl_opt(ctl, "strategy"),
+                         .zstd = ctl_opt(ctl, "zstd") != NULL,
+                         .postcopy = ctl_opt(ctl, "postcopy") != NULL};
     r = size_option(ctl, "bandwidth", &w->bandwidth);
     if (r == CTL_DONE)
         r = ctl_opt_number(ctl, "downtime", 0, 2000000, &w->downtime_ms);
@@ -76,36 +85,79 @@ static int read_wishes(const struct ctl *ctl, struct wishes *w)
     return r;
 }
 
-static int set_capability(const struct ctl *ctl, struct client *c, const char *name, bool state)
+static void add_capability(json_t *list, const char *name, bool state)
 {
-    json_t *args = json_object_new_object(), *list = json_object_new_array(), *entry = json_object_new_object();
+    json_t *entry = json_object_new_object();
 
     json_add_str(entry, "capability", name);
     json_add_bool(entry, "state", state);
     json_push(list, entry);
-    json_add(args, "capabilities", list);
-    return ctl_ask(ctl, c, "migrate-set-capabilities", args, NULL);
 }
 
+/* All that has an option, given or not: what an earlier migration was told is not for this one. */
 static int apply_wishes(const struct ctl *ctl, struct client *c, const struct wishes *w)
 {
-    json_t *args = json_object_new_object();
+    json_t *args = json_object_new_object(), *list = json_object_new_array();
+    uint64_t bandwidth = w->bandwidth != UINT64_MAX ? w->bandwidth : 0;
+    uint64_t channels = w->channels != UINT64_MAX ? w->channels : CHANNELS_DEFAULT;
     int r;
 
-    if (w->bandwidth != UINT64_MAX)
-        json_add_u64(args, "max-bandwidth", w->bandwidth);
-    if (w->downtime_ms != UINT64_MAX)
-        json_add_u64(args, "downtime-limit", w->downtime_ms);
-    if (w->channels != UINT64_MAX)
-        json_add_u64(args, "multifd-channels", w->channels);
-    if (w->zstd)
-        json_add_str(args, "multifd-compression", "zstd");
-    if (w->strategy)
-        json_add_str(args, "strategy", w->strategy);
+    json_add_u64(args, "max-bandwidth", bandwidth);
+    json_add_u64(args, "max-postcopy-bandwidth", bandwidth);
+    json_add_u64(args, "downtime-limit", w->downtime_ms);
+    json_add_u64(args, "multifd-channels", channels);
+    json_add_str(args, "multifd-compression", w->zstd ? "zstd" : "none");
+    json_add_str(args, "strategy", w->strategy ? w->strategy : STRATEGY_DEFAULT);
     r = ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);
-    if (r == CTL_DONE && w->channels != UINT64_MAX)
-        r = set_capability(ctl, c, "multifd", w->channels > 1);
-    return r == CTL_DONE && w->postcopy ? set_capability(ctl, c, "postcopy-ram", true) : r;
+    add_capability(list, "multifd", channels > 1);
+    add_capability(list, "postcopy-ram", w->postcopy);
+    args = json_object_new_object();
+    json_add(args, "capabilities", list);
+    if (r == CTL_DONE)
+        return ctl_ask(ctl, c, "migrate-set-capabilities", args, NULL);
+    json_object_put(args);
+    return r;
+}
+
+/* Settings hold for the migration that runs as well, so they are not touched while one does. */
+static int prepare(const struct ctl *ctl, struct client *c, const struct wishes *w)
+{
+    _cleanup_json_ json_t *report = NULL;
+    int r = ctl_ask(ctl, c, "query-migrate", NULL, &report);
+
+    if (r)
+        return r;
+    if (strcmp(status_of(report), "postcopy-paused") == 0) {
+        ctl_error("%s: the guest waits for the rest of its memory to follow it (vmctl migrate --resume)", ctl->vm);
+        return CTL_FAILED;
+    }
+    if (!is_over(status_of(report))) {
+        ctl_error("%s: a migration runs already (%.40s)", ctl->vm, status_of(report));
+        return CTL_FAILED;
+    }
+    return apply_wishes(ctl, c, w);
+}
+
+/* On the way already: only the bandwidth can still be another. */
+static int prepare_resume(const struct ctl *ctl, struct client *c, const struct wishes *w)
+{
+    json_t *args;
+
+    if (w->bandwidth == UINT64_MAX)
+        return CTL_DONE;
+    args = json_object_new_object();
+    json_add_u64(args, "max-postcopy-bandwidth", w->bandwidth);
+    return ctl_ask(ctl, c, "migrate-set-parameters", args, NULL);
+}
+
+static int check_resume(const struct ctl *ctl)
+{
+    static const char *const fixed[] = {"local", "downtime", "channels", "zstd", "strategy", "postcopy", "plan"};
+
+    for (size_t i = 0; ctl_opt(ctl, "resume") && i < ARRAY_SIZE(fixed); i++)
+        if (ctl_opt(ctl, fixed[i]))
+            return ctl_usage(ctl, "--%s does not go with --resume", fixed[i]);
+    return CTL_DONE;
 }
 
 /* -- watching -- */
@@ -328,18 +380,16 @@ static void print_who(const json_t *spaces)
 
 static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
 {
-    _cleanup_json_ json_t *memory = NULL, *parameters = NULL, *spaces = NULL;
+    _cleanup_json_ json_t *memory = NULL, *spaces = NULL;
     struct mig_trend trend = {.throughput = w->bandwidth, .last_ns = UINT64_MAX};
     struct mig_forecast f;
     char dirty[FMT_MAX], bandwidth[FMT_MAX];
-    uint64_t mib = 0, limit_ms;
+    uint64_t mib = 0;
     int r;
 
     if (w->bandwidth == UINT64_MAX || w->bandwidth == 0)
         return ctl_usage(ctl, "--plan wants to know the --bandwidth of the network, bytes a second as 1G");
     r = ctl_ask(ctl, c, "query-memory-size-summary", NULL, &memory);
-    if (r == CTL_DONE)
-        r = ctl_ask(ctl, c, "query-migrate-parameters", NULL, &parameters);
     if (r == CTL_DONE)
         r = measure_who(ctl, c, &mib, &spaces);
     if (r)
@@ -347,8 +397,7 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
     /* Over all of memory first. */
     trend.memory = trend.pending = bytes_to_pages(answer_u64(memory, "base-memory"));
     trend.dirty_rate = bytes_to_pages(mib * MiB);
-    limit_ms = w->downtime_ms != UINT64_MAX ? w->downtime_ms : answer_u64(parameters, "downtime-limit");
-    trend.limit_ns = limit_ms * NSEC_PER_MSEC;
+    trend.limit_ns = w->downtime_ms * NSEC_PER_MSEC;
     f = mig_forecast(&trend);
     if (ctl->output == CTL_JSON) {
         _cleanup_json_ json_t *o = json_object_new_object();
@@ -368,10 +417,10 @@ static int plan(const struct ctl *ctl, struct client *c, const struct wishes *w)
            fmt_rate((double)(mib * MiB), dirty, sizeof(dirty)));
     if (f.converges)
         printf("  at most %.2f s, %u round%s, downtime %.1f ms (limit %llu ms)\n", (double)f.end_ns / (double)NSEC_PER_SEC, f.rounds,
-               f.rounds == 1 ? "" : "s", (double)f.final_ns / (double)NSEC_PER_MSEC, (unsigned long long)limit_ms);
+               f.rounds == 1 ? "" : "s", (double)f.final_ns / (double)NSEC_PER_MSEC, (unsigned long long)w->downtime_ms);
     else
         printf("  does not converge: downtime %.0f ms, the limit is %llu ms\n", (double)f.final_ns / (double)NSEC_PER_MSEC,
-               (unsigned long long)limit_ms);
+               (unsigned long long)w->downtime_ms);
     print_who(spaces);
     return CTL_DONE;
 }
@@ -386,6 +435,8 @@ int ctl_cmd_migrate(struct ctl *ctl)
     struct wishes w;
     int r = read_wishes(ctl, &w);
 
+    if (r == CTL_DONE)
+        r = check_resume(ctl);
     if (r)
         return r;
     if (!ctl_opt(ctl, "plan") && ctl->arg_count != 1)
@@ -395,7 +446,7 @@ int ctl_cmd_migrate(struct ctl *ctl)
         return r;
     if (ctl_opt(ctl, "plan"))
         return plan(ctl, c, &w);
-    r = ctl_opt(ctl, "resume") ? CTL_DONE : apply_wishes(ctl, c, &w);
+    r = ctl_opt(ctl, "resume") ? prepare_resume(ctl, c, &w) : prepare(ctl, c, &w);
     if (r)
         return r;
     args = json_object_new_object();

@@ -710,6 +710,52 @@ has 0 "demo> " "" "qmp on a terminal"
 v qmp noconsole query-name -o json
 is 0 '{"name":"demo"}' "" "options behind"
 
+# -- migrate --
+
+# moves NAME: stdin is a script of one whose settings can be set; what it answers to query-migrate comes from there.
+moves() {
+    { cat && printf 'on %s\n  return {}\n' migrate-set-parameters migrate-set-capabilities migrate migrate_cancel; } | script "$1"
+}
+moves idle <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "completed", "total-time": 1500, "downtime": 12, "ram": {"transferred": 1048576, "dirty-sync-count": 3}}
+EOS
+v migrate idle unix:/x
+has 0 "idle: moved in 1.50 s, 3 rounds, 1 MiB sent, downtime 12 ms" "" "migrate"
+sent idle '"migrate-set-parameters","arguments":\{"max-bandwidth":0,"max-postcopy-bandwidth":0,"downtime-limit":300,"multifd-channels":2,"multifd-compression":"none","strategy":"cancel"\}' \
+    "settings that are not given are set to what the manual says"
+sent idle '"migrate-set-capabilities","arguments":\{"capabilities":\[\{"capability":"multifd","state":true\},\{"capability":"postcopy-ram","state":false\}\]\}' \
+    "and so are capabilities"
+v migrate idle unix:/x -b 100M -d 50 -n 1 -z -s stop --postcopy
+sent idle '"max-bandwidth":104857600,"max-postcopy-bandwidth":104857600,"downtime-limit":50,"multifd-channels":1,"multifd-compression":"zstd","strategy":"stop"' \
+    "settings that are given; the bandwidth holds in post-copy, too"
+sent idle '"multifd","state":false\},\{"capability":"postcopy-ram","state":true' "and capabilities"
+moves busy <<'EOS'
+on query-migrate
+  return {"status": "active", "ram": {"total": 1048576}}
+EOS
+v migrate busy unix:/x
+is 1 "" "vmctl: busy: a migration runs already (active)" "a migration that runs"
+! grep -q 'migrate-set' "$dir/busy.requests"
+result $? "keeps its settings"
+moves waits <<'EOS'
+on query-migrate
+  return {"status": "postcopy-paused"}
+on query-migrate
+  return {"status": "completed", "postcopy-time": 10, "total-time": 20, "ram": {}}
+EOS
+v migrate waits unix:/x
+is 1 "" "vmctl: waits: the guest waits for the rest of its memory to follow it (vmctl migrate --resume)" "a post-copy that has stopped"
+! grep -q 'migrate-set' "$dir/waits.requests"
+result $? "keeps its settings, too"
+v migrate waits unix:/x --resume -b 10M
+has 0 "ran at the target" "" "migrate --resume"
+sent waits '"migrate-set-parameters","arguments":\{"max-postcopy-bandwidth":10485760\}\}' "with another bandwidth"
+v migrate waits unix:/x --resume --downtime 10
+is 2 "" "vmctl: migrate: --downtime does not go with --resume (see vmctl help migrate)" "and with nothing else"
+
 v status demo --runtime-dir "$dir/$(printf 'x%.0s' {1..120})"
 has 3 "" "no such VM: demo" "another runtime directory"
 mkdir -p "$dir/$(printf 'y%.0s' {1..100})/demo"
