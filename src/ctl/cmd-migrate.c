@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,6 +22,8 @@
 #include "mmu/types.h"
 
 #define POLL_MS 100
+/* So far apart two looks tell how fast it goes. */
+#define PACE_NS (500 * NSEC_PER_MSEC)
 #define PLAN_SECONDS 1
 #define PLAN_POLL_MS 50
 /* How many of those who write are named. */
@@ -162,43 +165,76 @@ static int check_resume(const struct ctl *ctl)
 
 /* -- watching -- */
 
-static void show(const struct ctl *ctl, const json_t *report)
-{
-    const json_t *ram = answer_obj(report, "ram");
-    uint64_t total = answer_u64(ram, "total"), remaining = answer_u64(ram, "remaining");
-    char rate[FMT_MAX], left[FMT_MAX], expected[320] = "";
-    const char *who = NULL;
-    uint64_t throttle;
-    size_t at;
-    json_t *forecast = NULL, *v;
-    bool converges = true;
-    double mbps = 0;
+/* How fast bytes go out, between two looks that are some time apart: the daemon tells it of rounds that are over. */
+struct pace {
+    uint64_t at_ns, bytes; /* the look before; at_ns 0: none */
+    double rate;           /* bytes a second; 0: not known */
+};
 
-    if (is_postcopy(status_of(report))) {
-        progress("%s: the guest runs at the target, %s of its memory to follow, %llu pages it had to wait for", ctl->vm,
-                 size_format(remaining, left, sizeof(left)), (unsigned long long)answer_u64(ram, "postcopy-requests"));
+static void pace_look(struct pace *p, uint64_t now_ns, uint64_t bytes)
+{
+    if (p->at_ns && now_ns - p->at_ns < PACE_NS)
         return;
-    }
-    if (ram && json_object_object_get_ex(ram, "mbps", &v))
-        mbps = json_object_get_double(v);
+    if (p->at_ns && bytes >= p->bytes)
+        p->rate = (double)(bytes - p->bytes) * (double)NSEC_PER_SEC / (double)(now_ns - p->at_ns);
+    p->at_ns = now_ns;
+    p->bytes = bytes;
+}
+
+/* Text is added behind text. */
+static void PRINTF_LIKE(3, 4) add(char *buf, size_t len, const char *fmt, ...)
+{
+    size_t at = strlen(buf);
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(buf + at, len - at, fmt, ap);
+    va_end(ap);
+}
+
+/* What the rounds so far tell, each with a comma before it. */
+static void expect(const json_t *report, char *buf, size_t len)
+{
+    uint64_t throttle = answer_u64(report, "cpu-throttle-percentage");
+    json_t *forecast = NULL;
+    const char *who = NULL;
+    bool converges = true;
+
     if (json_get_obj(report, "forecast", &forecast) == 0) {
         json_get_bool(forecast, "converges", &converges);
-        snprintf(expected, sizeof(expected), converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
-                 (unsigned long long)answer_u64(forecast, "downtime"));
-        if (!converges && json_get_str(forecast, "who", &who) == 0) {
-            at = strlen(expected);
-            snprintf(expected + at, sizeof(expected) - at, ", written by %.120s", who);
-        }
+        add(buf, len, converges ? ", downtime now %llu ms" : ", does not converge (downtime now %llu ms)",
+            (unsigned long long)answer_u64(forecast, "downtime"));
+        if (!converges && json_get_str(forecast, "who", &who) == 0)
+            add(buf, len, ", written by %.120s", who);
     }
-    throttle = answer_u64(report, "cpu-throttle-percentage");
-    if (throttle) {
-        at = strlen(expected);
-        snprintf(expected + at, sizeof(expected) - at, ", %llu %% of its time taken", (unsigned long long)throttle);
+    if (throttle)
+        add(buf, len, ", %llu %% of its time taken", (unsigned long long)throttle);
+}
+
+static void show(const struct ctl *ctl, const json_t *report, struct pace *pace)
+{
+    const json_t *ram = answer_obj(report, "ram");
+    uint64_t total = answer_u64(ram, "total"), remaining = answer_u64(ram, "remaining"), rounds = answer_u64(ram, "dirty-sync-count");
+    char rate[FMT_MAX], left[FMT_MAX], more[400] = "";
+
+    if (strcmp(status_of(report), "setup") == 0) {
+        progress("%s: connecting", ctl->vm);
+        return;
     }
-    progress("%s: %s, round %llu, %s of %llu MiB left, %s, %llu pages/s written%s", ctl->vm, status_of(report),
-             (unsigned long long)answer_u64(ram, "dirty-sync-count"), size_format(remaining, left, sizeof(left)),
-             (unsigned long long)(total >> 20), fmt_rate(mbps * 1e6 / 8, rate, sizeof(rate)),
-             (unsigned long long)answer_u64(ram, "dirty-pages-rate"), expected);
+    pace_look(pace, clock_ns(), answer_u64(ram, "transferred"));
+    if (pace->rate > 0)
+        add(more, sizeof(more), ", %s", fmt_rate(pace->rate, rate, sizeof(rate)));
+    if (is_postcopy(status_of(report))) {
+        progress("%s: the guest runs at the target, %s of its memory to follow, %llu pages it had to wait for%s", ctl->vm,
+                 size_format(remaining, left, sizeof(left)), (unsigned long long)answer_u64(ram, "postcopy-requests"), more);
+        return;
+    }
+    /* How much is written is known when a round is over. */
+    if (rounds > 1)
+        add(more, sizeof(more), ", %llu pages/s written", (unsigned long long)answer_u64(ram, "dirty-pages-rate"));
+    expect(report, more, sizeof(more));
+    progress("%s: %s, round %llu, %s of %llu MiB left%s", ctl->vm, status_of(report), (unsigned long long)rounds,
+             size_format(remaining, left, sizeof(left)), (unsigned long long)(total >> 20), more);
 }
 
 /* Interrupted. *cancelled: it has been asked to end. */
@@ -229,6 +265,7 @@ static void go_early(const struct ctl *ctl, struct client *c, const json_t *repo
 
 static int watch(const struct ctl *ctl, struct client *c, bool postcopy, json_t **ret)
 {
+    struct pace pace = {0};
     bool cancelled = false;
 
     for (;;) {
@@ -245,7 +282,7 @@ static int watch(const struct ctl *ctl, struct client *c, bool postcopy, json_t 
             *ret = report;
             return CTL_DONE;
         }
-        show(ctl, report);
+        show(ctl, report, &pace);
         go_early(ctl, c, report, &postcopy);
         if (poll(&p, 1, POLL_MS) > 0 && term_signals(NULL))
             r = interrupt(ctl, c, status_of(report), &cancelled);
@@ -264,17 +301,39 @@ static void print_breakdown(const json_t *report)
                     (double)answer_u64(answer_obj(report, "downtime-breakdown"), parts[i]) / 1e3);
 }
 
+/* Why it came to no end. What a target finds to be different there comes as lines. */
+static void print_why(const struct ctl *ctl, const char *status, const char *why)
+{
+    static const char refuses[] = "the target refuses: ";
+    size_t len;
+
+    if (!*why || strcmp(why, status) == 0) {
+        ctl_error("%s: migration %s", ctl->vm, status);
+        return;
+    }
+    if (strncmp(why, refuses, strlen(refuses)) != 0) {
+        ctl_error("%s: migration %s: %s", ctl->vm, status, why);
+        return;
+    }
+    ctl_error("%s: migration %s: the target, which is \"here\" in what follows, refuses:", ctl->vm, status);
+    for (why += strlen(refuses); *why; why += len + (why[len] == '\n')) {
+        len = strcspn(why, "\n");
+        ctl_error("  %.*s", (int)MIN(len, (size_t)INT_MAX), why);
+    }
+}
+
 static int print_end(const struct ctl *ctl, const json_t *report)
 {
     const char *status = status_of(report), *why = "", *who = NULL;
     const json_t *ram = answer_obj(report, "ram");
+    uint64_t rounds = answer_u64(ram, "dirty-sync-count");
     json_t *forecast, *plan = NULL;
     bool converges = false;
     char moved[FMT_MAX];
 
     if (strcmp(status, "completed") != 0) {
         json_get_str(report, "error-desc", &why);
-        ctl_error("%s: migration %s%s%s", ctl->vm, status, *why ? ": " : "", why);
+        print_why(ctl, status, why);
         if (is_postcopy(status))
             ctl_note("%s: the guest waits for it; vmctl migrate --resume goes on when the target can be reached", ctl->vm);
         else if (json_get_obj(report, "forecast", &forecast) == 0 && json_get_str(forecast, "who", &who) == 0)
@@ -285,8 +344,8 @@ static int print_end(const struct ctl *ctl, const json_t *report)
         printf("%s: ran at the target after %.2f s, the rest of its memory came within %.2f s; %llu pages it waited for\n", ctl->vm,
                (double)(answer_u64(report, "total-time") - answer_u64(report, "postcopy-time")) / 1e3,
                (double)answer_u64(report, "postcopy-time") / 1e3, (unsigned long long)answer_u64(ram, "postcopy-requests"));
-    printf("%s: moved in %.2f s, %llu rounds, %s sent, downtime %llu ms\n", ctl->vm, (double)answer_u64(report, "total-time") / 1e3,
-           (unsigned long long)answer_u64(ram, "dirty-sync-count"), size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)),
+    printf("%s: moved in %.2f s, %llu round%s, %s sent, downtime %llu ms\n", ctl->vm, (double)answer_u64(report, "total-time") / 1e3,
+           (unsigned long long)rounds, rounds == 1 ? "" : "s", size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)),
            (unsigned long long)answer_u64(report, "downtime"));
     print_breakdown(report);
     if (json_get_obj(report, "plan", &plan) == 0 && json_get_bool(plan, "converges", &converges) == 0 && converges)

@@ -49,7 +49,7 @@ static void show_progress(const struct ctl *ctl, const json_t *answer, const cha
     uint64_t pages = answer_u64(answer, "pages"), written = answer_u64(answer, "written"), us = answer_u64(answer, "total-us");
     char rate[FMT_MAX], size[FMT_MAX];
 
-    progress("%s: %s, %s of %.0f%% written, %s", ctl->vm, status,
+    progress("%s: %s, %s (%.0f %%) written, %s", ctl->vm, status,
              size_format(written * SNAPSHOT_PAGE_SIZE, size, sizeof(size)),
              pages ? 100.0 * (double)written / (double)pages : 0,
              fmt_rate(us ? (double)(written * SNAPSHOT_PAGE_SIZE) * 1e6 / (double)us : 0, rate, sizeof(rate)));
@@ -161,7 +161,7 @@ static bool on_progress(void *opaque, uint64_t pages)
 {
     const struct work *work = opaque;
 
-    progress("%s, %.0f%%", work->what, 100.0 * (double)pages / (double)work->pages);
+    progress("%s, %.0f %%", work->what, 100.0 * (double)pages / (double)work->pages);
     return term_signals(NULL) == 0;
 }
 

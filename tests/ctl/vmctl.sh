@@ -53,12 +53,13 @@ piped() {
     status=$?
     out=$(cat "$dir/out") err=$(cat "$dir/err")
 }
-# t STEP... -- ARGUMENT...: run vmctl on a terminal.
+# t STEP... -- ARGUMENT...: run vmctl on a terminal, whose size is $window.
+window=80x24
 t() {
     local steps=()
     while [ "$1" != -- ]; do steps+=("$1"); shift; done
     shift
-    timeout 60 "$build/tests/ctl/on-terminal" 80x24 "${steps[@]}" -- \
+    timeout 60 "$build/tests/ctl/on-terminal" "$window" "${steps[@]}" -- \
         "$build/src/ctl/vmctl" --runtime-dir "$run" "$@" >"$dir/out" 2>"$dir/err"
     status=$?
     out=$(tr -d '\r' <"$dir/out") err=$(cat "$dir/err")
@@ -755,6 +756,62 @@ has 0 "ran at the target" "" "migrate --resume"
 sent waits '"migrate-set-parameters","arguments":\{"max-postcopy-bandwidth":10485760\}\}' "with another bandwidth"
 v migrate waits unix:/x --resume --downtime 10
 is 2 "" "vmctl: migrate: --downtime does not go with --resume (see vmctl help migrate)" "and with nothing else"
+
+# A look each tenth of a second: what is not known in the first round is left out, the rate is that of the last half second.
+{
+    printf 'on query-migrate\n  return %s\n' '{}' '{"status": "setup", "ram": {}}'
+    for i in 0 1 2 3 4 5 6 7 8; do
+        printf 'on query-migrate\n  return {"status": "active", "ram": {"total": 67108864, "remaining": 33554432, "transferred": %d, "dirty-sync-count": 1, "mbps": 0}}\n' $((i * 1048576))
+    done
+    cat <<'EOS'
+on query-migrate
+  return {"status": "active", "ram": {"total": 67108864, "remaining": 1048576, "transferred": 8388608, "dirty-sync-count": 2, "dirty-pages-rate": 77}, "forecast": {"converges": false, "downtime": 5, "who": "a very \u001b[31m long name of a process that writes a great many pages"}}
+on query-migrate
+  return {"status": "cancelled", "error-desc": "cancelled", "ram": {}}
+EOS
+} | moves goes
+cp "$dir/goes.script" "$dir/narrow.script"
+daemon narrow "$dir/narrow.script"
+window=300x24 t -- migrate goes unix:/x
+has 1 $'goes: connecting\e[[]Kgoes: active, round 1, 32 MiB of 64 MiB left\e[[]K' "" "migrate on a terminal"
+[[ $out =~ 'left, '[0-9.]+' MiB/s'$'\e[K' ]]
+result $? "tells how fast it goes in the first round"
+has 1 ' MiB/s, 77 pages/s written, does not converge (downtime now 5 ms), written by a very ?x1b[[]31m long name' "" \
+    "and later how much is written, and by whom"
+[[ $out == *$'\e[Kvmctl: goes: migration cancelled' ]]
+result $? "the end"
+window=30x24 t -- migrate narrow unix:/x
+[ "$(tr '\r' '\n' <<<"$(cat "$dir/out")" | sed -n 's/\x1b\[K$//; /^narrow: /p' | awk '{ if (length > n) n = length } END { print n }')" = 29 ]
+result $? "the line is cut to the terminal's width"
+moves one <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "completed", "total-time": 100, "ram": {"transferred": 1048576, "dirty-sync-count": 1}}
+EOS
+v migrate one unix:/x
+has 0 "one: moved in 0.10 s, 1 round, 1 MiB sent" "" "one round"
+moves other <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "failed", "error-desc": "the target refuses: cpus: 2, here 1\ncpuid: another vendor", "ram": {}}
+EOS
+v migrate other unix:/x
+is 1 "" 'vmctl: other: migration failed: the target, which is "here" in what follows, refuses:
+vmctl:   cpus: 2, here 1
+vmctl:   cpuid: another vendor' "a target that is another machine"
+script saves <<'EOS'
+on snapshot
+  return {}
+on query-snapshot
+  return {"status": "active", "pages": 65536, "written": 24904, "total-us": 1000000}
+on query-snapshot
+  return {"status": "completed", "dir": "/x"}
+EOS
+t -- snapshot saves /x/
+has 0 $'saves: active, 97.3 MiB (38 %) written, 97.3 MiB/s\e[[]K' "" "snapshot on a terminal"
+sent saves '"snapshot","arguments":\{"dir":"/x"\}' "a slash at the end of the path is not sent"
 
 v status demo --runtime-dir "$dir/$(printf 'x%.0s' {1..120})"
 has 3 "" "no such VM: demo" "another runtime directory"
