@@ -109,6 +109,14 @@ v status demp
 is 3 "" "vmctl: no such VM: demp (there is demo)" "no such VM, one there"
 v qmp query-status
 is 0 '{"status":"running","singlestep":false,"running":true}' "vmctl: taking demo, the only VM" "a request instead of a VM"
+for args in "migrate nobody unix:/x" "migrate nobody" "migrate --plan nobody -b 1G" "snapshot nobody /x" "dirty start nobody x" "dirty ack nobody x 1" \
+    "balloon nobody 1G" "balloon nobody" "mmu set nobody tracking=live" "rmap nobody 0x1000" "qmp nobody query-status"; do
+    # shellcheck disable=SC2086
+    v $args
+    is 3 "" "vmctl: no such VM: nobody (there is demo)" "no such VM: $args"
+done
+v rmap gfn=0x10
+has 0 "frame" "taking demo, the only VM" "an argument that can be one"
 daemon other
 v status
 is 2 "" "vmctl: status: which VM? There are demo, other (see vmctl help status)" "two VMs"
