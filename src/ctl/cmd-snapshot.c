@@ -25,13 +25,15 @@
 
 /* -- taking one ---------------------------------------------------------------- */
 
-/* The daemon has a working directory of its own. */
+/* The daemon has a working directory of its own. What a shell completes ends in a slash, which is no part of the name. */
 static json_t *snapshot_arguments(const struct ctl *ctl)
 {
     json_t *arguments = json_object_new_object();
     _cleanup_free_ char *cwd = getcwd(NULL, 0), *path = NULL;
-    const char *dir = ctl->args[0];
+    char *dir = ctl->args[0];
 
+    for (size_t len = strlen(dir); len > 1 && dir[len - 1] == '/'; len--)
+        dir[len - 1] = '\0';
     if (*dir != '/' && cwd && asprintf(&path, "%s/%s", strcmp(cwd, "/") ? cwd : "", dir) >= 0)
         dir = path;
     json_add_str(arguments, "dir", dir);
@@ -47,7 +49,7 @@ static void show_progress(const struct ctl *ctl, const json_t *answer, const cha
     uint64_t pages = answer_u64(answer, "pages"), written = answer_u64(answer, "written"), us = answer_u64(answer, "total-us");
     char rate[FMT_MAX], size[FMT_MAX];
 
-    progress("%s: %s, %s of %.0f%% written, %s", ctl->vm, status,
+    progress("%s: %s, %s (%.0f %%) written, %s", ctl->vm, status,
              size_format(written * SNAPSHOT_PAGE_SIZE, size, sizeof(size)),
              pages ? 100.0 * (double)written / (double)pages : 0,
              fmt_rate(us ? (double)(written * SNAPSHOT_PAGE_SIZE) * 1e6 / (double)us : 0, rate, sizeof(rate)));
@@ -176,7 +178,7 @@ static bool on_progress(void *opaque, uint64_t pages)
 {
     const struct work *work = opaque;
 
-    progress("%s, %.0f%%", work->what, 100.0 * (double)pages / (double)work->pages);
+    progress("%s, %.0f %%", work->what, 100.0 * (double)pages / (double)work->pages);
     return term_signals(NULL) == 0;
 }
 

@@ -113,7 +113,7 @@ static const struct ctl_option migrate_options[] = {
     {'l', "local", NULL, "hand guest memory over to another process of this host (unix:PATH)"},
     {'b', "bandwidth", "SIZE", "at most so many bytes a second; with --plan: what the network takes"},
     {'d', "downtime", "MS", "how long the guest may stand still (default 300)"},
-    {'n', "channels", "N", "over so many connections, 1 to 16"},
+    {'n', "channels", "N", "over so many connections, 1 to 16 (default 2)"},
     {'z', "zstd", NULL, "pack the pages, for a slow network"},
     {'s', "strategy", "WHAT", "when it does not converge: cancel (default), throttle, stop, postcopy"},
     {0, "postcopy", NULL, "let the guest go after the first round, the rest of its memory follows"},

@@ -44,16 +44,26 @@ struct term_caps term_caps(void)
     return caps;
 }
 
-void term_size(unsigned int *ret_columns, unsigned int *ret_rows)
+static struct winsize window_of(int fd)
 {
     struct winsize w;
 
-    *ret_columns = 80;
-    *ret_rows = 24;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col && w.ws_row) {
-        *ret_columns = w.ws_col;
-        *ret_rows = w.ws_row;
-    }
+    if (ioctl(fd, TIOCGWINSZ, &w) == 0 && w.ws_col && w.ws_row)
+        return w;
+    return (struct winsize){.ws_col = 80, .ws_row = 24};
+}
+
+void term_size(unsigned int *ret_columns, unsigned int *ret_rows)
+{
+    struct winsize w = window_of(STDOUT_FILENO);
+
+    *ret_columns = w.ws_col;
+    *ret_rows = w.ws_row;
+}
+
+unsigned int term_stderr_columns(void)
+{
+    return window_of(STDERR_FILENO).ws_col;
 }
 
 static void write_text(const char *text)

@@ -26,6 +26,8 @@ bool term_stdout_is_tty(void);
 
 /* The window of stdout: *ret_columns and *ret_rows, 80 x 24 when it has none. */
 void term_size(unsigned int *ret_columns, unsigned int *ret_rows);
+/* The same of stderr, columns alone. */
+unsigned int term_stderr_columns(void);
 
 /*
  * Put the terminal on fd into raw mode (every byte passes) or, with `keys`, into a mode where single keys arrive but

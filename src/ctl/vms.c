@@ -136,6 +136,51 @@ static int choose_only(struct ctl *ctl, struct vm_names *v)
     return CTL_NO_VM;
 }
 
+/* -- what no VM is called: arguments by the names that the help has for them -- */
+
+static bool is_uri(int count, char **args)
+{
+    return strchr(args[0], ':') != NULL;
+}
+
+static bool is_number(int count, char **args)
+{
+    return args[0][0] >= '0' && args[0][0] <= '9';
+}
+
+static bool is_setting(int count, char **args)
+{
+    return strchr(args[0], '=') != NULL;
+}
+
+static bool is_frame(int count, char **args)
+{
+    return is_number(count, args) || is_setting(count, args);
+}
+
+/* A command and settings, or JSON. */
+static bool is_request(int count, char **args)
+{
+    return args[0][0] == '{' || count < 2 || is_setting(count - 1, args + 1);
+}
+
+/* Whether what was given may be the command's own arguments, with the VM left out. */
+static bool fits_command(const struct ctl *ctl)
+{
+    static const struct {
+        const char *name;
+        bool (*is)(int count, char **args);
+    } known[] = {{"URI", is_uri}, {"SIZE", is_number}, {"KEY=VALUE", is_setting}, {"ADDRESS", is_frame}, {"REQUEST", is_request}};
+    const struct ctl_command *c = ctl->command;
+
+    if (c->max_args >= 0 && ctl->arg_count > c->max_args)
+        return false;
+    for (size_t i = 0; i < ARRAY_SIZE(known); i++)
+        if (strstr(c->arguments, known[i].name))
+            return known[i].is(ctl->arg_count, ctl->args);
+    return true;
+}
+
 static void shift(struct ctl *ctl)
 {
     ctl->args++;
@@ -156,8 +201,8 @@ int vms_choose(struct ctl *ctl)
         shift(ctl);
         return CTL_DONE;
     }
-    /* With more arguments to come, the first may be one of them. */
-    if (ctl->arg_count > 0 && (ctl->command->max_args == 0 || v.count == 0))
+    /* The first may be an argument of the command. */
+    if (ctl->arg_count > 0 && (v.count == 0 || !fits_command(ctl)))
         return no_such_vm(ctl, &v);
     if (ctl->arg_count > 0) {
         keep_listening(ctl->runtime_dir, &v);

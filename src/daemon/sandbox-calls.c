@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
+#include <linux/sockios.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
 #include <signal.h>
@@ -85,6 +86,7 @@ const struct sandbox_call sandbox_calls[] = {
     CALL("getcwd", M | X, "snapshots: what a relative path means"),
     CALL("readlink", M | X, "the console's name, where a snapshot's path leads"),
     CALL("access", M, "whether a file is there"),
+    CALL("faccessat2", M | X, "snapshots: whether a directory is there"),
 
     /* Sockets. */
     WITH("socket", "AF_UNIX", M | X, SANDBOX_EQUAL, 0, AF_UNIX, "a peer of a migration"),
@@ -223,6 +225,7 @@ const struct sandbox_call sandbox_calls[] = {
     IOCTL(TUNSETQUEUE, M | V | I, "a tap: as many queues as the guest uses"),
     IOCTL(TUNSETCARRIER, M | V | I, "a tap: the link is up or down"),
     IOCTL(FIONREAD, M | X, "how much a socket holds"),
+    IOCTL(SIOCGIFINDEX, M | X, "the interface of a peer with a link-local address"),
     IOCTL(TCGETS, M, "the terminal of --console stdio"),
     IOCTL(TCSETS, M, "the terminal of --console stdio, put back at the end"),
     IOCTL(TCSETSW, M, "the terminal of --console stdio, put back at the end"),

@@ -53,12 +53,13 @@ piped() {
     status=$?
     out=$(cat "$dir/out") err=$(cat "$dir/err")
 }
-# t STEP... -- ARGUMENT...: run vmctl on a terminal.
+# t STEP... -- ARGUMENT...: run vmctl on a terminal, whose size is $window.
+window=80x24
 t() {
     local steps=()
     while [ "$1" != -- ]; do steps+=("$1"); shift; done
     shift
-    timeout 60 "$build/tests/ctl/on-terminal" 80x24 "${steps[@]}" -- \
+    timeout 60 "$build/tests/ctl/on-terminal" "$window" "${steps[@]}" -- \
         "$build/src/ctl/vmctl" --runtime-dir "$run" "$@" >"$dir/out" 2>"$dir/err"
     status=$?
     out=$(tr -d '\r' <"$dir/out") err=$(cat "$dir/err")
@@ -108,6 +109,14 @@ v status demp
 is 3 "" "vmctl: no such VM: demp (there is demo)" "no such VM, one there"
 v qmp query-status
 is 0 '{"status":"running","singlestep":false,"running":true}' "vmctl: taking demo, the only VM" "a request instead of a VM"
+for args in "migrate nobody unix:/x" "migrate nobody" "migrate --plan nobody -b 1G" "snapshot nobody /x" "dirty start nobody x" "dirty ack nobody x 1" \
+    "balloon nobody 1G" "balloon nobody" "mmu set nobody tracking=live" "rmap nobody 0x1000" "qmp nobody query-status"; do
+    # shellcheck disable=SC2086
+    v $args
+    is 3 "" "vmctl: no such VM: nobody (there is demo)" "no such VM: $args"
+done
+v rmap gfn=0x10
+has 0 "frame" "taking demo, the only VM" "an argument that can be one"
 daemon other
 v status
 is 2 "" "vmctl: status: which VM? There are demo, other (see vmctl help status)" "two VMs"
@@ -732,6 +741,108 @@ t expect='demo> ' send='query-name\x0a' expect='"name": "demo"' expect='demo> ' 
 has 0 "demo> " "" "qmp on a terminal"
 v qmp noconsole query-name -o json
 is 0 '{"name":"demo"}' "" "options behind"
+
+# -- migrate --
+
+# moves NAME: stdin is a script of one whose settings can be set; what it answers to query-migrate comes from there.
+moves() {
+    { cat && printf 'on %s\n  return {}\n' migrate-set-parameters migrate-set-capabilities migrate migrate_cancel; } | script "$1"
+}
+moves idle <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "completed", "total-time": 1500, "downtime": 12, "ram": {"transferred": 1048576, "dirty-sync-count": 3}}
+EOS
+v migrate idle unix:/x
+has 0 "idle: moved in 1.50 s, 3 rounds, 1 MiB sent, downtime 12 ms" "" "migrate"
+sent idle '"migrate-set-parameters","arguments":\{"max-bandwidth":0,"max-postcopy-bandwidth":0,"downtime-limit":300,"multifd-channels":2,"multifd-compression":"none","strategy":"cancel"\}' \
+    "settings that are not given are set to what the manual says"
+sent idle '"migrate-set-capabilities","arguments":\{"capabilities":\[\{"capability":"multifd","state":true\},\{"capability":"postcopy-ram","state":false\}\]\}' \
+    "and so are capabilities"
+v migrate idle unix:/x -b 100M -d 50 -n 1 -z -s stop --postcopy
+sent idle '"max-bandwidth":104857600,"max-postcopy-bandwidth":104857600,"downtime-limit":50,"multifd-channels":1,"multifd-compression":"zstd","strategy":"stop"' \
+    "settings that are given; the bandwidth holds in post-copy, too"
+sent idle '"multifd","state":false\},\{"capability":"postcopy-ram","state":true' "and capabilities"
+moves busy <<'EOS'
+on query-migrate
+  return {"status": "active", "ram": {"total": 1048576}}
+EOS
+v migrate busy unix:/x
+is 1 "" "vmctl: busy: a migration runs already (active)" "a migration that runs"
+! grep -q 'migrate-set' "$dir/busy.requests"
+result $? "keeps its settings"
+moves waits <<'EOS'
+on query-migrate
+  return {"status": "postcopy-paused"}
+on query-migrate
+  return {"status": "completed", "postcopy-time": 10, "total-time": 20, "ram": {}}
+EOS
+v migrate waits unix:/x
+is 1 "" "vmctl: waits: the guest waits for the rest of its memory to follow it (vmctl migrate --resume)" "a post-copy that has stopped"
+! grep -q 'migrate-set' "$dir/waits.requests"
+result $? "keeps its settings, too"
+v migrate waits unix:/x --resume -b 10M
+has 0 "ran at the target" "" "migrate --resume"
+sent waits '"migrate-set-parameters","arguments":\{"max-postcopy-bandwidth":10485760\}\}' "with another bandwidth"
+v migrate waits unix:/x --resume --downtime 10
+is 2 "" "vmctl: migrate: --downtime does not go with --resume (see vmctl help migrate)" "and with nothing else"
+
+# A look each tenth of a second: what is not known in the first round is left out, the rate is that of the last half second.
+{
+    printf 'on query-migrate\n  return %s\n' '{}' '{"status": "setup", "ram": {}}'
+    for i in 0 1 2 3 4 5 6 7 8; do
+        printf 'on query-migrate\n  return {"status": "active", "ram": {"total": 67108864, "remaining": 33554432, "transferred": %d, "dirty-sync-count": 1, "mbps": 0}}\n' $((i * 1048576))
+    done
+    cat <<'EOS'
+on query-migrate
+  return {"status": "active", "ram": {"total": 67108864, "remaining": 1048576, "transferred": 8388608, "dirty-sync-count": 2, "dirty-pages-rate": 77}, "forecast": {"converges": false, "downtime": 5, "who": "a very \u001b[31m long name of a process that writes a great many pages"}}
+on query-migrate
+  return {"status": "cancelled", "error-desc": "cancelled", "ram": {}}
+EOS
+} | moves goes
+cp "$dir/goes.script" "$dir/narrow.script"
+daemon narrow "$dir/narrow.script"
+window=300x24 t -- migrate goes unix:/x
+has 1 $'goes: connecting\e[[]Kgoes: active, round 1, 32 MiB of 64 MiB left\e[[]K' "" "migrate on a terminal"
+[[ $out =~ 'left, '[0-9.]+' MiB/s'$'\e[K' ]]
+result $? "tells how fast it goes in the first round"
+has 1 ' MiB/s, 77 pages/s written, does not converge (downtime now 5 ms), written by a very ?x1b[[]31m long name' "" \
+    "and later how much is written, and by whom"
+[[ $out == *$'\e[Kvmctl: goes: migration cancelled' ]]
+result $? "the end"
+window=30x24 t -- migrate narrow unix:/x
+[ "$(tr '\r' '\n' <<<"$(cat "$dir/out")" | sed -n 's/\x1b\[K$//; /^narrow: /p' | awk '{ if (length > n) n = length } END { print n }')" = 29 ]
+result $? "the line is cut to the terminal's width"
+moves one <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "completed", "total-time": 100, "ram": {"transferred": 1048576, "dirty-sync-count": 1}}
+EOS
+v migrate one unix:/x
+has 0 "one: moved in 0.10 s, 1 round, 1 MiB sent" "" "one round"
+moves other <<'EOS'
+on query-migrate
+  return {}
+on query-migrate
+  return {"status": "failed", "error-desc": "the target refuses: cpus: 2, here 1\ncpuid: another vendor", "ram": {}}
+EOS
+v migrate other unix:/x
+is 1 "" 'vmctl: other: migration failed: the target, which is "here" in what follows, refuses:
+vmctl:   cpus: 2, here 1
+vmctl:   cpuid: another vendor' "a target that is another machine"
+script saves <<'EOS'
+on snapshot
+  return {}
+on query-snapshot
+  return {"status": "active", "pages": 65536, "written": 24904, "total-us": 1000000}
+on query-snapshot
+  return {"status": "completed", "dir": "/x"}
+EOS
+t -- snapshot saves /x/
+has 0 $'saves: active, 97.3 MiB (38 %) written, 97.3 MiB/s\e[[]K' "" "snapshot on a terminal"
+sent saves '"snapshot","arguments":\{"dir":"/x"\}' "a slash at the end of the path is not sent"
 
 v status demo --runtime-dir "$dir/$(printf 'x%.0s' {1..120})"
 has 3 "" "no such VM: demo" "another runtime directory"

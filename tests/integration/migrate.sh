@@ -89,4 +89,11 @@ check "local: nor be reset" not qmp own system_reset 2>/dev/null
 qmp own quit >/dev/null
 vm_ask heir 'fill 6' '^done count=' 30
 is "$(vm_status heir)" running "local: the target lives on without the source"
+
+# Addresses that people write: what is wrong with one is told, and the guest lives.
+for uri in 'tcp:[fe80::1%lo]:1' 'tcp:[fe80::1%none]:1' tcp:localhost:no-such-service; do
+    check "$uri leads nowhere" not migrate_run heir "$uri"
+    is "$(qmp heir query-migrate | jq --arg uri "$uri" '."error-desc" | startswith("address " + $uri + ": ")')" true "$uri: and says why"
+done
+is "$(vm_status heir)" running "and the guest is still there"
 done_testing

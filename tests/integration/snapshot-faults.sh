@@ -41,6 +41,19 @@ check "a place that is not there" snap_fails a "$tap_dir/no/where"
 like "$(cat "$tap_dir/err")" 'no/where: No such file or directory' "is named"
 check "a relative path is none for the daemon" not qmp a snapshot '{"dir":"x"}'
 
+# Paths as shells complete them and people write them: vmctl takes the slash off, and the daemon can do with one.
+dirtier_start paths --memory 32M
+check "a path that ends in a slash" snap paths "$tap_dir/slash/"
+like "$(cat "$tap_dir/snap.out")" "^paths: $tap_dir/slash, " "is told without it"
+check "a diff at a path with .." snap paths "$tap_dir/run/../dots" --diff
+is "$(jq -r .parent.path "$tap_dir/dots/meta.json")" ../slash "knows its parent"
+qmp paths snapshot "{\"dir\":\"$tap_dir/slashes//\"}" >/dev/null
+check "slashes for the daemon" wait_until 20 eval 'qmp paths query-snapshot | grep -q completed'
+for dir in slash dots slashes; do
+    check "$dir is whole" "$VMCTL" snapshot show --verify "$tap_dir/$dir"
+done
+is "$(vm_status paths)" running "the guest runs"
+
 # A snapshot may be restored from anywhere: it names files by their whole paths.
 cd "$UMBRA_GUESTS" || bail "no guests"
 vm_start relative --kernel idler.elf --memory 16M

@@ -160,20 +160,26 @@ static void test_sorting(void **state)
     }
 }
 
-static int relative_path(void)
+/* A relative path, and two of which the C library asks whether a directory is there. */
+static int find_paths(void)
 {
-    char *real = realpath(".", NULL);
-    int r = real && *real == '/' ? 0 : 1;
+    static const char *const paths[] = {".", "/usr/", "/usr/../usr"};
 
-    free(real);
-    return r;
+    for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
+        char *real = realpath(paths[i], NULL);
+
+        if (!real || *real != '/')
+            return (int)i + 1;
+        free(real);
+    }
+    return 0;
 }
 
-static void test_relative_path(void **state)
+static void test_paths(void **state)
 {
-    in_sandbox(SANDBOX_ENFORCE, THREAD_MAIN, relative_path);
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MAIN, find_paths);
     assert_exited(0);
-    in_sandbox(SANDBOX_ENFORCE, THREAD_MIGRATE, relative_path);
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MIGRATE, find_paths);
     assert_exited(0);
 }
 
@@ -264,15 +270,20 @@ static int open_netlink(void)
 }
 
 /* Names of peers are looked up when the sandbox is closed, with whatever services the host names; some are shared objects. */
-static int look_up(const char *name)
+static int look_up_service(const char *name, const char *service)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list;
-    int r = getaddrinfo(name, "7", &hints, &list);
+    int r = getaddrinfo(name, service, &hints, &list);
 
     if (r != 0)
         return 1;
     freeaddrinfo(list);
     return 0;
+}
+
+static int look_up(const char *name)
+{
+    return look_up_service(name, "7");
 }
 
 static int look_names_up(void)
@@ -296,6 +307,36 @@ static void test_names(void **state)
         assert_exited(0);
         assert_string_equal(child_log, "");
     }
+}
+
+/* What somebody may write in the place of a peer; whether it is found does not matter, only that looking for it ends nothing. */
+static int look_odd_names_up(void)
+{
+    static const char *const odd[] = {"fe80::1%lo",  "fe80::1%1",       "fe80::1%none", "fe80::1%", "ff02::1%lo", "::1%lo", "fe80::1", "0x7f.1",
+                                      "1.2.3.4.5",   "::ffff:1.2.3.4",  "m\303\274nchen.invalid", " ", ".", "..", "a..b", "-", "a b",
+                                      "*", "[", "localhost.", "ip6-localhost", "%lo", "x%lo"};
+    char name[256];
+
+    if (__nss_configure_lookup("hosts", "files") != 0)
+        return 90;
+    memset(name, 'x', sizeof(name) - 1);
+    name[sizeof(name) - 1] = '\0';
+    look_up(name);
+    for (size_t i = 0; i < ARRAY_SIZE(odd); i++)
+        look_up(odd[i]);
+    look_up_service("localhost", "http");
+    look_up_service("localhost", "no-such-service");
+    look_up_service(NULL, "-1");
+    look_up_service(NULL, "");
+    return 0;
+}
+
+static void test_odd_names(void **state)
+{
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MAIN, look_odd_names_up);
+    assert_exited(0);
+    in_sandbox(SANDBOX_ENFORCE, THREAD_MIGRATE, look_odd_names_up);
+    assert_exited(0);
 }
 
 /* What somebody who has taken a thread over would want first. */
@@ -531,11 +572,11 @@ int main(int argc, char **argv)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_enforce),        cmocka_unit_test(test_errno),
         cmocka_unit_test(test_log),            cmocka_unit_test(test_off),
-        cmocka_unit_test(test_sorting),          cmocka_unit_test(test_relative_path),
+        cmocka_unit_test(test_sorting),          cmocka_unit_test(test_paths),
         cmocka_unit_test(test_executable_memory), cmocka_unit_test(test_requests),
         cmocka_unit_test(test_ways_out),       cmocka_unit_test(test_other_tables),
-        cmocka_unit_test(test_names),          cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_blocked_signals),
+        cmocka_unit_test(test_names),          cmocka_unit_test(test_odd_names),
+        cmocka_unit_test(test_threads),        cmocka_unit_test(test_blocked_signals),
         cmocka_unit_test(test_privileges),     cmocka_unit_test(test_files),
         cmocka_unit_test(test_table),          cmocka_unit_test(test_no_kvm_for_userfaults),
         cmocka_unit_test(test_manual),
