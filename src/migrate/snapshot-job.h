@@ -38,6 +38,7 @@ struct snapshotter {
 
     /* Main thread. The snapshot that the consumer's pages are relative to; tracked_path is NULL when there is none. */
     char tracked_id[SNAPSHOT_ID_LEN + 1];
+    unsigned int tracked_depth; /* of the chain that it ends, at most: a part of it may have been merged */
     char *tracked_path;
     bool running;
     pthread_t thread;

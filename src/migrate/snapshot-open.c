@@ -277,6 +277,27 @@ static int open_links(struct snapshot_chain *chain, const char *path, char *erro
     return r;
 }
 
+int snapshot_chain_length(const char *path, unsigned int *ret, char *error)
+{
+    struct snapshot *s, *parent;
+    unsigned int n = 1;
+    int r = snapshot_new(AT_FDCWD, path, strdup(path), &s, error);
+
+    if (r < 0)
+        return r;
+    for (r = read_meta(s, error); r == 0 && s->meta.parent_id[0] && n < SNAPSHOT_CHAIN_MAX; n++) {
+        r = snapshot_new(s->dir_fd, s->meta.parent_path, strdup(s->meta.parent_path), &parent, error);
+        if (r < 0)
+            break;
+        snapshot_free(s);
+        s = parent;
+        r = read_meta(s, error);
+    }
+    snapshot_free(s);
+    *ret = n;
+    return r;
+}
+
 int snapshot_chain_open(const char *path, struct snapshot_chain *ret, char *error)
 {
     int r;

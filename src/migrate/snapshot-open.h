@@ -75,6 +75,12 @@ int snapshot_merge(const struct snapshot_chain *chain, const char *dir, snapshot
                    char *error);
 
 /*
+ * How many snapshots there are in the chain that ends in `path`, as their metadata tell; SNAPSHOT_CHAIN_MAX also for more. 0, or -errno
+ * with `error` (SNAPSHOT_ERROR_MAX).
+ */
+int snapshot_chain_length(const char *path, unsigned int *ret, char *error);
+
+/*
  * How a snapshot at `dir` can name the one at `parent` in its metadata: by a path from the one to the other where both are in one
  * directory, else by the absolute path. `parent` exists, and so does the directory that `dir` is to be in. -errno.
  */

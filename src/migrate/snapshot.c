@@ -217,6 +217,7 @@ static void track(struct snapshotter *s)
     free(s->tracked_path);
     s->tracked_path = path ? path : strdup(s->status.dir);
     strcpy(s->tracked_id, s->meta.id);
+    s->tracked_depth = s->diff ? s->tracked_depth + 1 : 1;
 }
 
 static void end_job(struct snapshotter *s)
@@ -361,6 +362,21 @@ static int check_parent(struct snapshotter *s, char *error)
     return r;
 }
 
+/* One more than can be restored is no use to anybody. */
+static int check_depth(struct snapshotter *s, char *error)
+{
+    int r;
+
+    if (s->tracked_depth < SNAPSHOT_CHAIN_MAX)
+        return 0;
+    r = snapshot_chain_length(s->tracked_path, &s->tracked_depth, error);
+    if (r < 0 || s->tracked_depth < SNAPSHOT_CHAIN_MAX)
+        return r;
+    snprintf(error, SNAPSHOT_ERROR_MAX, "%.300s: the chain has %u snapshots: take a full one, or merge some of them and put the result "
+             "in their place", s->tracked_path, SNAPSHOT_CHAIN_MAX);
+    return -E2BIG;
+}
+
 static int start_thread(struct snapshotter *s, const struct snapshot_request *request)
 {
     int r;
@@ -410,6 +426,8 @@ int snapshotter_start(struct snapshotter *s, const struct snapshot_request *requ
     if (!request->diff && s->tracked_path && tracking_lost(s))
         snapshotter_untrack(s);
     r = request->diff ? check_parent(s, error) : 0;
+    if (r == 0 && request->diff)
+        r = check_depth(s, error);
     if (r < 0)
         return r;
     s->error[0] = '\0';

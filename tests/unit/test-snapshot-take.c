@@ -286,6 +286,8 @@ static void write_held(struct fixture *f)
 static void test_given_back(void **state)
 {
     struct fixture *f = *state;
+    char error[SNAPSHOT_ERROR_MAX] = "";
+    unsigned int length;
 
     assert_int_equal(mem_set(f->mem, 0, 7, MEMORY), 0);
     start(f, "full", false);
@@ -304,6 +306,8 @@ static void test_given_back(void **state)
     wait_end(f, SNAPSHOT_COMPLETED);
     assert_int_equal(mem_allocated(f->mem), MEMORY - 3 * MiB);
     assert_memory(f, "held");
+    assert_int_equal(snapshot_chain_length(at(f, "held"), &length, error), 0);
+    assert_int_equal(length, 3);
 }
 
 int main(void)
