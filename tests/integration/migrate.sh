@@ -70,12 +70,13 @@ vm_ask own 'fill 5' '^done count=' 30
 sum=$(guest_sum own)
 migrate_target heir "unix:$tap_dir/heir" --memory 64M
 check "local: refused over TCP" not migrate_start own tcp:127.0.0.1:1 true 2>/dev/null
-# Both in one go, so that the snapshot is under way when the other is asked for.
-answers=$({
+# Both in one write, so that the snapshot is under way when the other is asked for.
+requests=$({
     jq -nc '{execute: "qmp_capabilities"}'
     jq -nc --arg d "$tap_dir/torn" '{execute: "snapshot", arguments: {dir: $d}}'
     jq -nc --arg u "unix:$tap_dir/heir" '{execute: "migrate", arguments: {uri: $u, local: true}}'
-} | socat -t 5 - "UNIX-CONNECT:$run/own/control.sock")
+})
+answers=$(socat -t 5 - "UNIX-CONNECT:$run/own/control.sock" <<<"$requests")
 like "$(jq -r '.error.desc // empty' <<<"$answers")" '^cannot migrate: local: the snapshot that is being taken needs guest memory$' \
     "local: refused while a snapshot is being taken"
 wait_until 20 eval 'qmp own query-snapshot | grep -q completed' || not_ok "which is completed"

@@ -95,16 +95,17 @@ else
     check "a diff" snap a "$tap_dir/d" --diff
 fi
 
-# Cancelled, if it can be: a small guest may be quicker. All in one go, so that the second one comes before the first has ended.
+# Cancelled, if it can be: a small guest may be quicker. All in one write, so that the second one comes before the first has ended.
 request() { # COMMAND ARGUMENTS
     jq -nc --arg c "$1" --argjson a "$2" '{execute: $c, arguments: $a}'
 }
-answers=$({
+requests=$({
     request qmp_capabilities '{}'
     request snapshot "{\"dir\":\"$tap_dir/cancelled\"}"
     request snapshot "{\"dir\":\"$tap_dir/second\"}"
     request snapshot-cancel '{}'
-} | socat -t 5 - "UNIX-CONNECT:$run/a/control.sock")
+})
+answers=$(socat -t 5 - "UNIX-CONNECT:$run/a/control.sock" <<<"$requests")
 is "$(jq -c 'select(has("return") or has("error")) | keys[0]' <<<"$answers" | tr '\n' ' ')" '"return" "return" "error" "return" ' \
     "a second one at the same time is refused"
 wait_until 20 eval 'qmp a query-snapshot | grep -qE "cancelled|completed"' || not_ok "it ends"
