@@ -22,6 +22,7 @@ enum question {
     ASK_MEMORY,
     ASK_HOST,
     ASK_DIRTY_LOG,
+    ASK_MIGRATE,
     ASK_BLOCK,
     ASK_NET,
     ASK_BALLOON,
@@ -32,7 +33,7 @@ enum question {
 static const char *const commands[QUESTIONS] = {
     [ASK_STATUS] = "query-status",  [ASK_CPUS] = "query-cpus-fast",
     [ASK_MEMORY] = "query-memory-size-summary", [ASK_HOST] = "query-host",
-    [ASK_DIRTY_LOG] = "query-dirty-log", [ASK_BLOCK] = "query-block",
+    [ASK_DIRTY_LOG] = "query-dirty-log", [ASK_MIGRATE] = "query-migrate", [ASK_BLOCK] = "query-block",
     [ASK_NET] = "query-net", [ASK_BALLOON] = "query-balloon",
     [ASK_STATS] = "query-stats",
 };
@@ -107,6 +108,27 @@ static void print_dirty_log(const json_t *log)
     table_field(stdout, "dirty log", "%s", text);
 }
 
+/* Nothing unless one is on its way. */
+static void print_migration(const json_t *report)
+{
+    static const char *const over[] = {"none", "completed", "failed", "cancelled"};
+    const json_t *ram = answer_obj(report, "ram");
+    const char *status = "none";
+    char left[FMT_MAX];
+
+    json_get_str(report, "status", &status);
+    for (size_t i = 0; i < ARRAY_SIZE(over); i++)
+        if (strcmp(status, over[i]) == 0)
+            return;
+    size_format(answer_u64(ram, "remaining"), left, sizeof(left));
+    if (strcmp(status, "setup") == 0)
+        table_field(stdout, "migration", "not connected yet");
+    else if (strcmp(status, "postcopy-paused") == 0)
+        table_field(stdout, "migration", "%s: the connection is lost, %s left (vmctl migrate --resume where the guest came from)", status, left);
+    else
+        table_field(stdout, "migration", "%s, round %llu, %s left", status, (unsigned long long)answer_u64(ram, "dirty-sync-count"), left);
+}
+
 static void print_disks(const json_t *disks)
 {
     for (size_t i = 0; i < answer_length(disks); i++) {
@@ -174,6 +196,7 @@ static void print_page(const struct ctl *ctl, const struct client *c, json_t *co
     print_networks(answers[ASK_NET]);
     print_paging(answers[ASK_HOST]);
     print_dirty_log(answers[ASK_DIRTY_LOG]);
+    print_migration(answers[ASK_MIGRATE]);
     print_exits(answers[ASK_STATS], uptime);
 }
 

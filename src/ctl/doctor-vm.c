@@ -153,11 +153,48 @@ static void rule_tracking(const struct doctor_vm *vm, struct findings *f)
 
 /* -- the dirty log ----------------------------------------------------------- */
 
+/* The daemon's own, by the names that it gives them: they come and go with what they are for, and nobody else ends them. */
+static bool is_passing(const char *consumer)
+{
+    return strcmp(consumer, "migration") == 0 || strcmp(consumer, "snapshot-copy") == 0 || strcmp(consumer, "calc-dirty-rate") == 0;
+}
+
+/* This one stays between two snapshots, so that the next may be a diff. */
+static bool is_for_diffs(const char *consumer)
+{
+    return strcmp(consumer, "snapshot") == 0;
+}
+
+static void consumer_lost(const struct doctor_vm *vm, struct findings *f, const char *name)
+{
+    struct finding *x = doctor_found(f, SEVERITY_CRITICAL, "dirty log", "consumer %.32s may have missed pages", name);
+
+    if (is_passing(name))
+        doctor_advise(x, "what it is for fails by itself and can be begun anew");
+    else if (is_for_diffs(name))
+        doctor_advise(x, "the next snapshot has to be a full one (vmctl snapshot without --diff)");
+    else
+        doctor_advise(x, "its copy cannot be trusted: end it with vmctl dirty stop %s %.32s and begin anew with everything",
+                      vm->name, name);
+}
+
+static void consumer_behind(const struct doctor_vm *vm, struct findings *f, const char *name)
+{
+    struct finding *x;
+
+    if (is_passing(name))
+        return;
+    x = doctor_found(f, SEVERITY_NOTICE, "dirty log", "more than half of memory waits for consumer %.32s", name);
+    if (is_for_diffs(name))
+        doctor_advise(x, "a diff would be hardly smaller than a full snapshot: take one or the other more often");
+    else
+        doctor_advise(x, "if nobody reads it any more: vmctl dirty stop %s %.32s", vm->name, name);
+}
+
 static void rule_consumers(const struct doctor_vm *vm, struct findings *f)
 {
     uint64_t pages = answer_u64(vm->dirty_log, "memory-pages");
     json_t *list;
-    struct finding *x;
 
     if (json_get_array(vm->dirty_log, "consumers", &list) < 0)
         return;
@@ -165,14 +202,10 @@ static void rule_consumers(const struct doctor_vm *vm, struct findings *f)
         const json_t *c = json_object_array_get_idx(list, i);
         const char *name = text(c, "name");
 
-        if (answer_bool(c, "lost")) {
-            x = doctor_found(f, SEVERITY_CRITICAL, "dirty log", "consumer %.32s may have missed pages", name);
-            doctor_advise(x, "its copy cannot be trusted: end it with vmctl dirty stop %s %.32s and begin anew with everything",
-                          vm->name, name);
-        } else if (pages > 0 && answer_u64(c, "pending") + answer_u64(c, "unacknowledged") > pages / 2) {
-            x = doctor_found(f, SEVERITY_NOTICE, "dirty log", "more than half of memory waits for consumer %.32s", name);
-            doctor_advise(x, "if nobody reads it any more: vmctl dirty stop %s %.32s", vm->name, name);
-        }
+        if (answer_bool(c, "lost"))
+            consumer_lost(vm, f, name);
+        else if (pages > 0 && answer_u64(c, "pending") + answer_u64(c, "unacknowledged") > pages / 2)
+            consumer_behind(vm, f, name);
     }
 }
 

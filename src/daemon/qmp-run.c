@@ -28,12 +28,25 @@ json_t *qmp_cont(struct qmp_request *req)
     return json_object_new_object();
 }
 
+/* What such an error means of a reset. */
+static const char *reset_reason(int err)
+{
+    switch (err) {
+    case -EBUSY:
+        return "the guest is on its way here or elsewhere, or has left a part of its memory behind";
+    case -ENOENT:
+        return "the kernel or another file that it is started with is not there any more";
+    default:
+        return strerror(-err);
+    }
+}
+
 json_t *qmp_system_reset(struct qmp_request *req)
 {
     int r = machine_reset(req->machine);
 
     if (r < 0) {
-        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot reset: %s", strerror(-r));
+        qmp_error_set(&req->error, QMP_GENERIC_ERROR, "cannot reset: %s", reset_reason(r));
         return NULL;
     }
     return json_object_new_object();

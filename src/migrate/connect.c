@@ -17,14 +17,29 @@
 
 #define BACKLOG 32
 
+/* The C library takes a number modulo 65536, which is somebody else's port. What is no number may be a service's name. */
+static int check_port(const char *text, const char *port, struct mig_error *err)
+{
+    char *end;
+    long number = strtol(port, &end, 10);
+
+    if (!*end && (number < 0 || number > UINT16_MAX))
+        return mig_error(err, -EINVAL, "address tcp:%.80s: a port is a number from 0 to 65535", text);
+    return 0;
+}
+
 /* Cut HOST:PORT or [HOST]:PORT in two. */
 static int split_host(const char *text, char host[256], char port[16], struct mig_error *err)
 {
     const char *colon = strrchr(text, ':');
     size_t len = colon ? (size_t)(colon - text) : 0;
+    int r;
 
     if (!colon || !colon[1] || strlen(colon + 1) >= 16)
         return mig_error(err, -EINVAL, "address tcp:%.80s: HOST:PORT is expected", text);
+    r = check_port(text, colon + 1, err);
+    if (r < 0)
+        return r;
     if (len >= 2 && text[0] == '[' && text[len - 1] == ']') {
         text++;
         len -= 2;

@@ -17,11 +17,30 @@
 #include "base/util.h"
 #include "migrate/snapshot-internal.h"
 
+/* How much of a path a message has: a long one loses its beginning, so that there is room for what is wrong with it. */
+#define PATH_SHOWN 200
+
+struct shown_path {
+    char text[PATH_SHOWN + 1];
+};
+
+static struct shown_path path_shown(const char *path)
+{
+    struct shown_path s;
+    size_t len = strlen(path);
+
+    if (len <= PATH_SHOWN)
+        snprintf(s.text, sizeof(s.text), "%s", path);
+    else
+        snprintf(s.text, sizeof(s.text), "...%s", path + len - (PATH_SHOWN - 3));
+    return s;
+}
+
 static int fail(char *error, int err, const struct snapshot *s, const char *file, const char *fmt, ...)
     PRINTF_LIKE(5, 6);
 static int fail(char *error, int err, const struct snapshot *s, const char *file, const char *fmt, ...)
 {
-    int n = snprintf(error, SNAPSHOT_ERROR_MAX, "%.300s%s%s: ", s->path, *file ? "/" : "", file);
+    int n = snprintf(error, SNAPSHOT_ERROR_MAX, "%s%s%s: ", path_shown(s->path).text, *file ? "/" : "", file);
     va_list ap;
 
     va_start(ap, fmt);
@@ -229,24 +248,60 @@ static int check_link(const struct snapshot_chain *chain, char *error)
         return 0;
     child = chain->links[chain->count - 2];
     if (strcmp(child->meta.parent_id, s->meta.id) != 0)
-        return fail(error, -EBADMSG, s, "", "is snapshot %s, but the parent of %.150s is %s", s->meta.id, child->path,
-                    child->meta.parent_id);
+        return fail(error, -EBADMSG, s, "", "is snapshot %s, but the parent of %s is %s", s->meta.id,
+                    path_shown(child->path).text, child->meta.parent_id);
     for (unsigned int i = 0; i + 1 < chain->count; i++)
         if (strcmp(chain->links[i]->meta.id, s->meta.id) == 0)
             return fail(error, -ELOOP, s, "", "is an ancestor of itself");
     if (child->meta.memory != s->meta.memory)
-        return fail(error, -EBADMSG, s, "", "has %" PRIu64 " bytes of memory, but %.150s has %" PRIu64, s->meta.memory,
-                    child->path, child->meta.memory);
+        return fail(error, -EBADMSG, s, "", "has %" PRIu64 " bytes of memory, but %s has %" PRIu64, s->meta.memory,
+                    path_shown(child->path).text, child->meta.memory);
     return 0;
 }
 
+/*
+ * The directory that the path of an open snapshot says it is in, "" for the working directory; NULL where that is not the one that
+ * ".." leads to, as behind a symbolic link, or memory is out.
+ */
+static char *directory_of(const struct snapshot *s)
+{
+    size_t len = strlen(s->path);
+    struct stat named, real;
+    char *dir;
+
+    while (len > 0 && s->path[len - 1] == '/')
+        len--;
+    while (len > 0 && s->path[len - 1] != '/')
+        len--;
+    dir = strndup(s->path, len);
+    if (dir && stat(len ? dir : ".", &named) == 0 && fstatat(s->dir_fd, "..", &real, 0) == 0 && named.st_dev == real.st_dev &&
+        named.st_ino == real.st_ino)
+        return dir;
+    free(dir);
+    return NULL;
+}
+
+/* As short as it goes: with each link of a chain a path would grow by "CHILD/..". */
 static char *path_of_parent(const struct snapshot *child)
 {
+    _cleanup_free_ char *dir = NULL;
+    const char *name = child->meta.parent_path;
+    bool sibling = strncmp(name, "../", 3) == 0;
     char *path;
 
-    if (child->meta.parent_path[0] == '/')
-        return strdup(child->meta.parent_path);
-    return asprintf(&path, "%s/%s", child->path, child->meta.parent_path) < 0 ? NULL : path;
+    if (*name == '/')
+        return strdup(name);
+    if (sibling)
+        dir = directory_of(child);
+    return asprintf(&path, "%s%s%s", dir ? dir : child->path, dir ? "" : "/", dir ? name + 3 : name) < 0 ? NULL : path;
+}
+
+static int fail_parent(const struct snapshot *child, int err, char *error)
+{
+    _cleanup_free_ char *path = path_of_parent(child);
+
+    return fail(error, err, child, "", "cannot open its parent %s: %s", path_shown(path ? path : child->meta.parent_path).text,
+                strerror(-err));
 }
 
 static int open_links(struct snapshot_chain *chain, const char *path, char *error)
@@ -265,12 +320,8 @@ static int open_links(struct snapshot_chain *chain, const char *path, char *erro
             return fail(error, -E2BIG, s, "", "the chain has more than %u snapshots, merge some of them",
                         SNAPSHOT_CHAIN_MAX);
         r = snapshot_new(s->dir_fd, s->meta.parent_path, path_of_parent(s), &s, error);
-        if (r < 0) {
-            char why[SNAPSHOT_ERROR_MAX];
-
-            strcpy(why, error);
-            return fail(error, r, chain->links[chain->count - 1], "", "cannot open its parent %.250s", why);
-        }
+        if (r < 0)
+            return fail_parent(chain->links[chain->count - 1], r, error);
         /* A long chain must not need two descriptors a link. */
         chain->links[chain->count - 1]->dir_fd = fd_close(chain->links[chain->count - 1]->dir_fd);
     }

@@ -36,6 +36,27 @@ is "$(offered $run status web '')" "" "one VM is enough"
 is "$(offered -o '' | line)" "json table" "the values of --output"
 is "$(offered shutdown --timeout '')" "" "a value of one's own"
 is "$(offered nothing '')" "" "an unknown command"
+is "$(offered $run snapshot '' | line)" "db merge show web" "VMs and second words"
+is "$(offered $run snapshot -d '' | line)" "db merge show web" "-d of a snapshot has no value"
+is "$(offered migrate -d '')" "" "-d of a migration has"
+is "$(offered migrate web --strategy '' | line)" "cancel postcopy stop throttle" "the values of --strategy"
+is "$(offered migrate -s t | line)" "throttle" "by its letter"
+is "$(offered dirty snapshot -f '' | line)" "bitmap count ranges" "the values of --format"
+is "$(offered mmu spaces -s r | line)" "root" "the values of --sort"
+mkdir -p "$tap_dir/snapshots/one" "$tap_dir/snapshots/two"
+: >"$tap_dir/snapshots/file"
+dirs="$tap_dir/snapshots/one $tap_dir/snapshots/two"
+is "$(offered $run snapshot web "$tap_dir/snapshots/" | line)" "$dirs" "directories for a snapshot"
+is "$(offered $run snapshot "$tap_dir/snapshots/" | line)" "$dirs" "also where the VM is left out"
+is "$(offered $run snapshot "$tap_dir/x" "$tap_dir/snapshots/")" "" "one is enough"
+is "$(offered snapshot show "$tap_dir/snapshots/" | line)" "$dirs" "to look at one"
+is "$(offered snapshot merge x "$tap_dir/snapshots/" | line)" "$dirs" "to merge some"
+is "$(offered restore "$tap_dir/snapshots/" | line)" "$dirs" "to restore one"
+is "$(offered restore x -- --console "$tap_dir/snapshots/f" | line)" "$tap_dir/snapshots/file" "files for umbrad's options"
+is "$(offered create web --kernel "$tap_dir/snapshots/f" | line)" "$tap_dir/snapshots/file" "of a new VM, too"
+is "$(offered create web --name --k)" "" "which are not vmctl's"
+is "$(offered create --cloud-image "$tap_dir/snapshots/f" | line)" "$tap_dir/snapshots/file" "files for options"
+is "$(offered --runtime-dir "$tap_dir/snapshots/" | line)" "$dirs" "directories for options"
 check "bash has no complaint" bash -n "$build/completions/vmctl"
 
 if ! command -v zsh >/dev/null; then
@@ -56,6 +77,12 @@ check "zsh: a command" zsh_completes "vmctl shu" shutdown
 check "zsh: a second word" zsh_completes "vmctl dirty sna" snapshot
 check "zsh: an option" zsh_completes "vmctl shutdown --no" --now
 check "zsh: a VM" zsh_completes "vmctl $run status w" "status web"
+check "zsh: the values of an option" zsh_completes "vmctl migrate --strategy thr" throttle
+check "zsh: a directory for a snapshot" zsh_completes "vmctl $run snapshot web $tap_dir/snapshots/on" snapshots/one
+check "zsh: also where the VM is left out" zsh_completes "vmctl snapshot $tap_dir/snapshots/on" snapshots/one
+check "zsh: to look at one" zsh_completes "vmctl snapshot show $tap_dir/snapshots/on" snapshots/one
+check "zsh: to restore one" zsh_completes "vmctl restore $tap_dir/snapshots/on" snapshots/one
+check "zsh: a file for umbrad's options" zsh_completes "vmctl create web --kernel $tap_dir/snapshots/fi" snapshots/file
 is "$(sed -n "/commands=(/,/^    )/s/^    '\([a-z ]*\):.*/\1/p" "$build/completions/_vmctl" | sort -u)" \
     "$("$vmctl" help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\( [a-z]*\)\?\).*/\1/p' | sed 's/ *$//' | sort -u)" "zsh: every command"
 done_testing

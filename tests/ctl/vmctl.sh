@@ -772,6 +772,17 @@ v migrate busy unix:/x
 is 1 "" "vmctl: busy: a migration runs already (active)" "a migration that runs"
 ! grep -q 'migrate-set' "$dir/busy.requests"
 result $? "keeps its settings"
+v status busy
+has 0 $'\nmigration * active, round 0, 0 B left\n' "" "status tells of a migration"
+v status idle
+[ "$status" = 0 ] && [[ $out != *migration' '*left* ]]
+result $? "and nothing of one that is over"
+moves lost <<'EOS'
+on query-migrate
+  return {"status": "postcopy-paused", "ram": {"remaining": 1048576}}
+EOS
+v status lost
+has 0 "migration * postcopy-paused: the connection is lost, 1 MiB left (vmctl migrate --resume where the guest came from)" "" "and of one that waits"
 moves waits <<'EOS'
 on query-migrate
   return {"status": "postcopy-paused"}

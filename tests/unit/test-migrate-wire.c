@@ -32,6 +32,25 @@ static void refused(int r, const struct mig_error *err, const char *text)
         fail_msg("'%s', not '%s'", err->text, text);
 }
 
+/* -- addresses -- */
+
+static void test_ports(void **state)
+{
+    static const char *const bad[] = {"tcp:localhost:65536", "tcp:[::1]:70000", "tcp:127.0.0.1:99999999999", "tcp::-1", "tcp:localhost: 65537"};
+    struct mig_listener l;
+    char host[64];
+
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct mig_error err = {""};
+
+        assert_int_equal(mig_connect(bad[i], 1000, &err), -EINVAL);
+        assert_non_null(strstr(err.text, "a port is a number from 0 to 65535"));
+        assert_int_equal(mig_listen(bad[i], &l, &err), -EINVAL);
+    }
+    assert_int_equal(mig_uri_host("tcp:a:65535", host, sizeof(host), &(struct mig_error){""}), 0);
+    assert_int_equal(mig_uri_host("tcp:a:http", host, sizeof(host), &(struct mig_error){""}), 0);
+}
+
 /* -- hello -- */
 
 static void put_hello(uint8_t buf[MIG_HELLO_SIZE], uint32_t version, uint16_t channel, uint16_t channels)
@@ -649,6 +668,7 @@ static void test_manual(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ports),
         cmocka_unit_test(test_hello),
         cmocka_unit_test(test_maps),
         cmocka_unit_test(test_headers),

@@ -456,6 +456,53 @@ static void test_parents(void **state)
     free(g);
 }
 
+/* Paths of a chain's links stay as short as that of the first, unless a symbolic link stands in the place of a directory. */
+static void test_paths_of_parents(void **state)
+{
+    static const char *const names[] = {"a", "b", "c"};
+    struct guest *g = guest_new();
+    char error[SNAPSHOT_ERROR_MAX];
+    struct snapshot_chain chain;
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        guest_snapshot(g, names[i], i > 0);
+    assert_int_equal(snapshot_chain_open(at("c/"), &chain, error), 0);
+    assert_int_equal(chain.count, 3);
+    assert_string_equal(chain.links[1]->path, at("b"));
+    assert_string_equal(chain.links[2]->path, at("a"));
+    snapshot_chain_close(&chain);
+    assert_int_equal(mkdir(at("elsewhere"), 0700), 0);
+    assert_int_equal(symlink("../c", at("elsewhere/link")), 0);
+    assert_int_equal(snapshot_chain_open(at("elsewhere/link"), &chain, error), 0);
+    assert_string_equal(chain.links[1]->path, at("elsewhere/link/../b"));
+    snapshot_chain_close(&chain);
+    free(g);
+}
+
+/* However long the paths are, what is wrong is told. */
+static void test_long_paths(void **state)
+{
+    struct guest *g = guest_new();
+    char error[SNAPSHOT_ERROR_MAX], path[2000], a[SNAPSHOT_ID_LEN + 1], *end;
+    struct snapshot_meta meta;
+
+    guest_snapshot(g, "a", false);
+    strcpy(a, g->last);
+    guest_snapshot(g, "b", true);
+    assert_int_equal(snapshot_read_meta(at("b"), &meta, error), 0);
+    strcpy(path, at(""));
+    for (end = path + strlen(path); end < path + sizeof(path) - 60; end = path + strlen(path))
+        strcpy(end, "a-directory-with-a-long-name/../");
+    strcpy(end, "gone");
+    set_parent(&meta, a, path);
+    assert_refused("b", -ENOENT, "/gone: No such file or directory");
+    *end = '\0';
+    assert_true(snapshot_chain_open(path, &(struct snapshot_chain){.count = 0}, error) < 0);
+    assert_string_equal(strrchr(error, ':'), ": No such file or directory");
+    snapshot_meta_clear(&meta);
+    free(g);
+}
+
 /* -- metadata ---------------------------------------------------------------------- */
 
 /* Text with the checksum that belongs to it. */
@@ -677,6 +724,8 @@ int main(void)
         DISK_TEST(test_damaged_files),
         DISK_TEST(test_damaged_memory),
         DISK_TEST(test_parents),
+        DISK_TEST(test_paths_of_parents),
+        DISK_TEST(test_long_paths),
         cmocka_unit_test(test_metadata),
         cmocka_unit_test(test_metadata_round_trip),
         DISK_TEST(test_metadata_not_utf8),
