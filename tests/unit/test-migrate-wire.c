@@ -43,7 +43,7 @@ static void test_ports(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         struct mig_error err = {""};
 
-        assert_int_equal(mig_connect(bad[i], 1000, &err), -EINVAL);
+        assert_int_equal(mig_connect(bad[i], 1000, -1, &err), -EINVAL);
         assert_non_null(strstr(err.text, "a port is a number from 0 to 65535"));
         assert_int_equal(mig_listen(bad[i], &l, &err), -EINVAL);
     }
