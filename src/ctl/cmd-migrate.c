@@ -214,7 +214,8 @@ static void expect(const json_t *report, char *buf, size_t len)
 static void show(const struct ctl *ctl, const json_t *report, struct pace *pace)
 {
     const json_t *ram = answer_obj(report, "ram");
-    uint64_t total = answer_u64(ram, "total"), remaining = answer_u64(ram, "remaining"), rounds = answer_u64(ram, "dirty-sync-count");
+    uint64_t total = answer_u64(ram, "total"), remaining = answer_u64(ram, "remaining");
+    uint64_t rounds = answer_u64(ram, "dirty-sync-count");
     char rate[FMT_MAX], left[FMT_MAX], more[400] = "";
 
     if (strcmp(status_of(report), "setup") == 0) {
@@ -344,9 +345,9 @@ static int print_end(const struct ctl *ctl, const json_t *report)
         printf("%s: ran at the target after %.2f s, the rest of its memory came within %.2f s; %llu pages it waited for\n", ctl->vm,
                (double)(answer_u64(report, "total-time") - answer_u64(report, "postcopy-time")) / 1e3,
                (double)answer_u64(report, "postcopy-time") / 1e3, (unsigned long long)answer_u64(ram, "postcopy-requests"));
-    printf("%s: moved in %.2f s, %llu round%s, %s sent, downtime %llu ms\n", ctl->vm, (double)answer_u64(report, "total-time") / 1e3,
-           (unsigned long long)rounds, rounds == 1 ? "" : "s", size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)),
-           (unsigned long long)answer_u64(report, "downtime"));
+    printf("%s: moved in %.2f s, %llu round%s, %s sent, downtime %llu ms\n", ctl->vm,
+           (double)answer_u64(report, "total-time") / 1e3, (unsigned long long)rounds, rounds == 1 ? "" : "s",
+           size_format(answer_u64(ram, "transferred"), moved, sizeof(moved)), (unsigned long long)answer_u64(report, "downtime"));
     print_breakdown(report);
     if (json_get_obj(report, "plan", &plan) == 0 && json_get_bool(plan, "converges", &converges) == 0 && converges)
         table_field(stdout, "foreseen", "%.2f s, downtime %llu ms", (double)answer_u64(plan, "total-time") / 1e3,

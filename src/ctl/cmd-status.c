@@ -124,9 +124,11 @@ static void print_migration(const json_t *report)
     if (strcmp(status, "setup") == 0)
         table_field(stdout, "migration", "not connected yet");
     else if (strcmp(status, "postcopy-paused") == 0)
-        table_field(stdout, "migration", "%s: the connection is lost, %s left (vmctl migrate --resume where the guest came from)", status, left);
+        table_field(stdout, "migration", "%s: the connection is lost, %s left (vmctl migrate --resume where the guest came from)",
+                    status, left);
     else
-        table_field(stdout, "migration", "%s, round %llu, %s left", status, (unsigned long long)answer_u64(ram, "dirty-sync-count"), left);
+        table_field(stdout, "migration", "%s, round %llu, %s left", status,
+                    (unsigned long long)answer_u64(ram, "dirty-sync-count"), left);
 }
 
 static void print_disks(const json_t *disks)

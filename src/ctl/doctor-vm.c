@@ -156,7 +156,8 @@ static void rule_tracking(const struct doctor_vm *vm, struct findings *f)
 /* The daemon's own, by the names that it gives them: they come and go with what they are for, and nobody else ends them. */
 static bool is_passing(const char *consumer)
 {
-    return strcmp(consumer, "migration") == 0 || strcmp(consumer, "snapshot-copy") == 0 || strcmp(consumer, "calc-dirty-rate") == 0;
+    return strcmp(consumer, "migration") == 0 || strcmp(consumer, "snapshot-copy") == 0 ||
+           strcmp(consumer, "calc-dirty-rate") == 0;
 }
 
 /* This one stays between two snapshots, so that the next may be a diff. */

@@ -36,7 +36,8 @@ static void refused(int r, const struct mig_error *err, const char *text)
 
 static void test_ports(void **state)
 {
-    static const char *const bad[] = {"tcp:localhost:65536", "tcp:[::1]:70000", "tcp:127.0.0.1:99999999999", "tcp::-1", "tcp:localhost: 65537"};
+    static const char *const bad[] = {"tcp:localhost:65536", "tcp:[::1]:70000", "tcp:127.0.0.1:99999999999", "tcp::-1",
+                                      "tcp:localhost: 65537"};
     struct mig_listener l;
     char host[64];
 

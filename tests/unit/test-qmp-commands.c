@@ -223,9 +223,11 @@ static void test_run_state(void **state)
     fake_machine_fail_kvm(e->f.machine, -EIO);
     env_expect_error(e, "system_reset", "{}", "cannot reset: Input/output error");
     fake_machine_fail_kvm(e->f.machine, -EBUSY);
-    env_expect_error(e, "system_reset", "{}", "cannot reset: the guest is on its way here or elsewhere, or has left a part of its memory behind");
+    env_expect_error(e, "system_reset", "{}",
+                     "cannot reset: the guest is on its way here or elsewhere, or has left a part of its memory behind");
     fake_machine_fail_kvm(e->f.machine, -ENOENT);
-    env_expect_error(e, "system_reset", "{}", "cannot reset: the kernel or another file that it is started with is not there any more");
+    env_expect_error(e, "system_reset", "{}",
+                     "cannot reset: the kernel or another file that it is started with is not there any more");
     fake_machine_set_state(e->f.machine, RUN_STATE_FINISH_MIGRATE);
     env_expect_error(e, "stop", "{}", "cannot stop: the guest is about to leave");
 

@@ -312,9 +312,11 @@ static void test_names(void **state)
 /* What somebody may write in the place of a peer; whether it is found does not matter, only that looking for it ends nothing. */
 static int look_odd_names_up(void)
 {
-    static const char *const odd[] = {"fe80::1%lo",  "fe80::1%1",       "fe80::1%none", "fe80::1%", "ff02::1%lo", "::1%lo", "fe80::1", "0x7f.1",
-                                      "1.2.3.4.5",   "::ffff:1.2.3.4",  "m\303\274nchen.invalid", " ", ".", "..", "a..b", "-", "a b",
-                                      "*", "[", "localhost.", "ip6-localhost", "%lo", "x%lo"};
+    static const char *const odd[] = {
+        "fe80::1%lo", "fe80::1%1", "fe80::1%none", "fe80::1%", "fe80::1", "ff02::1%lo", "::1%lo", "::ffff:1.2.3.4",
+        "0x7f.1", "1.2.3.4.5", "m\303\274nchen.invalid", "localhost.", "ip6-localhost", "%lo", "x%lo",
+        " ", ".", "..", "a..b", "-", "a b", "*", "[",
+    };
     char name[256];
 
     if (__nss_configure_lookup("hosts", "files") != 0)
