@@ -1,6 +1,8 @@
 /* What query-migrate answers: QEMU's members by QEMU's names and units, and ours beside them. */
 #include "config.h"
 
+#include <string.h>
+
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -150,6 +152,18 @@ json_t *migration_report_json(const struct mig_report *r, uint64_t stall_ns, con
     return o;
 }
 
+/* What the two sides differ in has a line for each. */
+static void log_failure(const char *why)
+{
+    const char *prefix = "failed: ";
+
+    for (size_t len; *why; why += len + (why[len] == '\n')) {
+        len = strcspn(why, "\n");
+        log_err("migration: %s%.*s", prefix, (int)len, why);
+        prefix = "";
+    }
+}
+
 static void log_end(const struct mig_report *r)
 {
     char downtime[48] = "", plan[80] = "";
@@ -165,7 +179,7 @@ static void log_end(const struct mig_report *r)
     if (r->status == MIG_STATUS_COMPLETED)
         log_info("migration: completed in %llu ms%s%s", (unsigned long long)(r->total_ns / NSEC_PER_MSEC), downtime, plan);
     else if (r->status == MIG_STATUS_FAILED)
-        log_err("migration: failed: %s", r->why);
+        log_failure(r->why);
     else if (r->status == MIG_STATUS_CANCELLED)
         log_info("migration: cancelled");
 }

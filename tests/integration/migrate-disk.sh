@@ -62,6 +62,7 @@ check "other disks: refused" not migrate_run src "unix:$tap_dir/in"
 why=$(qmp src query-migrate | jq -r '."error-desc"')
 like "$why" 'device virtio-blk 0: a disk of 1048576 bytes, here 2097152' "other disks: by their size"
 like "$why" 'device virtio-blk 1: a disk that is read-only, here it is written' "other disks: and by what may be done with them"
+check "other disks: the log has a line for each" line_in "$tap_dir/src.log" 'migration: device virtio-blk 1: a disk that is read-only'
 is "$(vm_status src)" running "other disks: the guest goes on"
 wait_for_exit "$target_pid" 20
 
