@@ -300,10 +300,10 @@ static const char *claim_error(int r)
     }
 }
 
-int machine_devices_claim(struct machine_devices *d, char error[MACHINE_CLAIM_ERROR_MAX])
+int machine_devices_claim(struct machine_devices *d, bool same_host, char error[MACHINE_CLAIM_ERROR_MAX])
 {
     for (unsigned int i = 0; i < d->count; i++) {
-        int r = d->entries[i].kind == DEVICE_DISK ? vblk_claim(d->entries[i].device) : 0;
+        int r = d->entries[i].kind == DEVICE_DISK ? vblk_claim(d->entries[i].device, same_host) : 0;
 
         if (r == 0)
             continue;

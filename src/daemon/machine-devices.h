@@ -44,11 +44,11 @@ void machine_devices_resume(struct machine_devices *d);
 void machine_devices_reset(struct machine_devices *d);
 /*
  * Images of disks, which belong to one process at a time. Claim all before the guest runs here: 0 when they are this
- * process's already; -errno with the text of why not, and then none is. Sync, then yield, when it runs somewhere else from
- * now on; sync is 0 or -errno, logged. Quiet only.
+ * process's already; -errno with the text of why not, and then none is; same_host as in disk_claim. Sync, then yield, when it
+ * runs somewhere else from now on; sync is 0 or -errno, logged. Quiet only.
  */
 #define MACHINE_CLAIM_ERROR_MAX 128
-int machine_devices_claim(struct machine_devices *d, char error[MACHINE_CLAIM_ERROR_MAX]);
+int machine_devices_claim(struct machine_devices *d, bool same_host, char error[MACHINE_CLAIM_ERROR_MAX]);
 int machine_devices_sync(struct machine_devices *d);
 /* Descriptors as of disk_sync_fd, at most `max`, and how many. Main thread; also of a guest that runs. */
 unsigned int machine_devices_sync_fds(struct machine_devices *d, int *ret_fds, unsigned int max);

@@ -42,6 +42,7 @@ struct machine {
     enum run_state left_from; /* what finish-migrate came after */
     char claim_error[MACHINE_CLAIM_ERROR_MAX]; /* why disks were not claimed last */
     bool memory_given; /* guest memory is another process's now */
+    bool same_host;    /* the guest comes from another process of this host: see machine_adopt; until its disks are claimed */
     bool memory_kept;  /* the guest runs elsewhere with a part of it: see machine_keep_memory */
     bool arriving;     /* some of it is still to come: see machine_arrived */
     struct host_info host;
@@ -66,6 +67,9 @@ void machine_emit(struct machine *m, const char *name, json_t *data);
 void machine_end(struct machine *m, int status);
 /* Carry out what vCPUs and devices asked for. */
 void machine_take_requests(struct machine *m);
+
+/* machine-state.c: as machine_devices_claim, the reason in claim_error. */
+int machine_claim_disks(struct machine *m);
 
 /* machine-console.c: the backends of both consoles; open: 0 or -errno, logged. Drain waits for at most a second each. */
 int machine_consoles_open(struct machine *m);

@@ -230,13 +230,29 @@ bool machine_memory_arrives(const struct machine *m)
     return m->arriving;
 }
 
+int machine_adopt(struct machine *m, int fd)
+{
+    m->same_host = true;
+    return mem_adopt(m->mem, fd);
+}
+
+int machine_claim_disks(struct machine *m)
+{
+    int r = machine_devices_claim(m->devices, m->same_host, m->claim_error);
+
+    /* Whoever has them next may be elsewhere. */
+    if (r == 0)
+        m->same_host = false;
+    return r;
+}
+
 void machine_arrived(struct machine *m, bool run, bool arriving)
 {
     assert(m->state == RUN_STATE_INMIGRATE);
     m->state = RUN_STATE_PAUSED;
     m->arriving = arriving;
     /* One that is paused has its disks, too: nobody else may run it. */
-    if (machine_devices_claim(m->devices, m->claim_error) < 0)
+    if (machine_claim_disks(m) < 0)
         log_err("%s: the guest stays paused, cont tries again", m->claim_error);
     else if (run)
         machine_cont(m, &(const char *){NULL});

@@ -55,6 +55,11 @@ void machine_left(struct machine *m, bool memory);
 void machine_keep_memory(struct machine *m, bool on);
 
 /*
+ * In inmigrate: guest memory is that of another process of this host, in this file, which is taken over also on failure. As
+ * mem_adopt.
+ */
+int machine_adopt(struct machine *m, int fd);
+/*
  * From inmigrate, the state complete, to running (RESUME) or paused. arriving: some of guest memory is still to come, and whoever touches
  * it waits. Until machine_whole nothing is done then that looks at guest memory or waits for a vCPU or a device: no
  * ticks of the tracker, no request of the guest's (it waits), no command that does (machine_memory_arrives). Disks that cannot be

@@ -534,7 +534,7 @@ int machine_stop(struct machine *m)
 
 static int run(struct machine *m, const char **ret_why)
 {
-    int r = machine_devices_claim(m->devices, m->claim_error);
+    int r = machine_claim_disks(m);
 
     if (r < 0) {
         *ret_why = m->claim_error;

@@ -70,7 +70,7 @@ static int target_compare(void *opaque, const uint8_t *state, size_t len, char *
 static int adopt(struct migration *mg, void *arg)
 {
     struct arrival *a = arg;
-    int r = mem_adopt(vm_mem(machine_vm(mg->machine)), take_fd(a->fd));
+    int r = machine_adopt(mg->machine, take_fd(a->fd));
 
     return r < 0 ? mig_error(a->err, r, "memory: the file cannot be used: %s", strerrordesc_np(-r)) : 0;
 }

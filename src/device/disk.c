@@ -259,7 +259,7 @@ static int same_size(const struct disk *d)
     return r;
 }
 
-int disk_claim(struct disk *d)
+int disk_claim(struct disk *d, bool same_host)
 {
     int r;
 
@@ -274,7 +274,7 @@ int disk_claim(struct disk *d)
         return r;
     }
     /* Another host may have written to it since this one read it last. Of files a shared file system takes care. */
-    if (d->info.block_device)
+    if (d->info.block_device && !same_host)
         (void)posix_fadvise(d->fd, 0, 0, POSIX_FADV_DONTNEED);
     d->claimed = true;
     return 0;

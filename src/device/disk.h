@@ -72,10 +72,11 @@ struct disk_info {
 int disk_open(const struct disk_config *config, struct disk **ret);
 /*
  * Take the writer's lock of an image that was opened unclaimed, or yielded; 0 where it is held, and for a reader, who has
- * kept his own since disk_open. -errno, logged: -EBUSY when another process has it, -ESTALE when its size is not the one
- * that it was opened with. Nothing is submitted to a disk that is not claimed.
+ * kept his own since disk_open. same_host: whoever had it before is a process of this host, whose page cache is right, and may have
+ * a lot to write yet. -errno, logged: -EBUSY when another process has it, -ESTALE when its size is not the one that it was opened
+ * with. Nothing is submitted to a disk that is not claimed.
  */
-int disk_claim(struct disk *d);
+int disk_claim(struct disk *d, bool same_host);
 /*
  * All that was written is where a process of another host, if one can open the image, finds it. 0 or -errno, logged; then the
  * next flush fails, too. Nothing is in flight.

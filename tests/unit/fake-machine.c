@@ -436,6 +436,11 @@ bool machine_memory_arrives(const struct machine *m)
     return fake_memory_arrives;
 }
 
+int machine_adopt(struct machine *m, int fd)
+{
+    return mem_adopt(vm_mem(machine_vm(m)), fd);
+}
+
 void machine_keep_memory(struct machine *m, bool on)
 {
 }

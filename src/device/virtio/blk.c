@@ -620,12 +620,12 @@ int vblk_create(const struct device_env *env, const struct vblk_config *config, 
 
 /* -- changing hands ----------------------------------------------------------- */
 
-int vblk_claim(struct device *dev)
+int vblk_claim(struct device *dev, bool same_host)
 {
     int r;
 
     pthread_mutex_lock(&dev->lock);
-    r = disk_claim(of_device(dev)->disk);
+    r = disk_claim(of_device(dev)->disk, same_host);
     pthread_mutex_unlock(&dev->lock);
     return r;
 }

@@ -61,7 +61,7 @@ void vblk_info(struct device *dev, struct vblk_info *ret);
  * The image changes hands with the guest: as disk_claim, disk_sync and disk_yield. Quiet only; main thread, take the lock.
  * Requests that are held back wait for whoever has the guest next.
  */
-int vblk_claim(struct device *dev);
+int vblk_claim(struct device *dev, bool same_host);
 int vblk_sync(struct device *dev);
 void vblk_yield(struct device *dev);
 /* As disk_sync_fd. Main thread, takes the lock. */
