@@ -746,7 +746,8 @@ is 0 '{"name":"demo"}' "" "options behind"
 
 # moves NAME: stdin is a script of one whose settings can be set; what it answers to query-migrate comes from there.
 moves() {
-    { cat && printf 'on %s\n  return {}\n' migrate-set-parameters migrate-set-capabilities migrate migrate_cancel; } | script "$1"
+    # No pipe: the daemon is to be known here, and to be ended.
+    script "$1" < <(cat && printf 'on %s\n  return {}\n' migrate-set-parameters migrate-set-capabilities migrate migrate_cancel)
 }
 moves idle <<'EOS'
 on query-migrate
@@ -800,7 +801,7 @@ v migrate waits unix:/x --resume --downtime 10
 is 2 "" "vmctl: migrate: --downtime does not go with --resume (see vmctl help migrate)" "and with nothing else"
 
 # A look each tenth of a second: what is not known in the first round is left out, the rate is that of the last half second.
-{
+moves goes < <(
     printf 'on query-migrate\n  return %s\n' '{}' '{"status": "setup", "ram": {}}'
     for i in 0 1 2 3 4 5 6 7 8; do
         printf 'on query-migrate\n  return {"status": "active", "ram": {"total": 67108864, "remaining": 33554432, "transferred": %d, "dirty-sync-count": 1, "mbps": 0}}\n' $((i * 1048576))
@@ -811,7 +812,7 @@ on query-migrate
 on query-migrate
   return {"status": "cancelled", "error-desc": "cancelled", "ram": {}}
 EOS
-} | moves goes
+)
 cp "$dir/goes.script" "$dir/narrow.script"
 daemon narrow "$dir/narrow.script"
 window=300x24 t -- migrate goes unix:/x
