@@ -40,6 +40,7 @@
 #define DATA(cpu) (0x9000u + (cpu)*0x1000u)
 #define KERNEL_STACK(cpu) (0xd000u + (cpu)*0x1000u)
 #define TIMER_VECTOR 0x40u
+#define CPUID_MAX 256u
 #define MULTIPLIER UINT64_C(6364136223846793005)
 #define INCREMENT UINT64_C(1442695040888963407)
 
@@ -958,22 +959,22 @@ static void test_wall_clock_stays(void **state)
 
 static void offer_pv_unhalt(int fd, bool on)
 {
-    struct {
-        struct kvm_cpuid2 head;
-        struct kvm_cpuid_entry2 entries[256];
-    } table = {.head.nent = 256};
+    struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + CPUID_MAX * sizeof(table->entries[0]));
     bool found = false;
 
-    ASK(fd, KVM_GET_CPUID2, &table);
-    for (uint32_t i = 0; i < table.head.nent; i++) {
-        if (table.entries[i].function != KVM_CPUID_FEATURES)
+    assert_non_null(table);
+    table->nent = CPUID_MAX;
+    ASK(fd, KVM_GET_CPUID2, table);
+    for (uint32_t i = 0; i < table->nent; i++) {
+        if (table->entries[i].function != KVM_CPUID_FEATURES)
             continue;
-        table.entries[i].eax &= ~(1u << KVM_FEATURE_PV_UNHALT);
-        table.entries[i].eax |= on ? 1u << KVM_FEATURE_PV_UNHALT : 0;
+        table->entries[i].eax &= ~(1u << KVM_FEATURE_PV_UNHALT);
+        table->entries[i].eax |= on ? 1u << KVM_FEATURE_PV_UNHALT : 0;
         found = true;
     }
     assert_true(found);
-    ASK(fd, KVM_SET_CPUID2, &table);
+    ASK(fd, KVM_SET_CPUID2, table);
+    free(table);
 }
 
 /* In ring 0 with interrupts off: before a HLT, or in it. No timer ticks. */
