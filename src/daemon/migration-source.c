@@ -83,12 +83,26 @@ static int open_for_sync(struct migration *mg, void *arg)
     return 0;
 }
 
+bool migration_writes_out(struct migration *mg)
+{
+    struct sync_arg a = {.count = 0};
+
+    open_for_sync(mg, &a);
+    for (unsigned int i = 0; i < a.count; i++)
+        fd_close(a.fds[i]);
+    return a.count > 0;
+}
+
 /* On the migration's own thread: this is what may take long. */
 static void source_write_out(void *opaque)
 {
     struct sync_arg a = {.count = 0};
+    struct migration *mg = opaque;
 
-    (void)migration_on_main(opaque, open_for_sync, &a);
+    /* The main loop may be busy, and has to be asked right before the switchover. */
+    if (!mg->writes_out)
+        return;
+    (void)migration_on_main(mg, open_for_sync, &a);
     for (unsigned int i = 0; i < a.count; i++) {
         (void)fdatasync(a.fds[i]);
         fd_close(a.fds[i]);

@@ -233,6 +233,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
     mg->writer = GFN_INVALID;
     mg->throttle.held_ns = 0;
     mg->local = local;
+    mg->writes_out = migration_writes_out(mg);
     r = mig_source_start(&config, &mg->source);
     return r < 0 ? fail(error, r, strerrordesc_np(-r)) : 0;
 }

@@ -230,8 +230,8 @@ static bool must_tell(struct mig_source *s, size_t word, uint64_t mask, bool zer
     return had || !zero;
 }
 
-/* Also of one that was given back, which is not to be made again by this. One that cannot be read is sent, which fails as well. */
-static bool page_is_zero(struct mem *mem, pfn_t pfn)
+/* One that was given back, which is not to be made again by this. One that cannot be read is sent, which fails as well. */
+static __attribute__((noinline)) bool given_is_zero(struct mem *mem, pfn_t pfn)
 {
     uint8_t buf[GUEST_PAGE_SIZE] __attribute__((aligned(64)));
     const uint8_t *page;
@@ -242,11 +242,13 @@ static bool page_is_zero(struct mem *mem, pfn_t pfn)
 int mig_batch_add_word(struct mig_sender *c, size_t word, uint64_t bits, struct mig_batch *b, struct mig_error *err)
 {
     struct mig_source *s = c->source;
+    bool given = bits && mem_some_given_back(s->config.mem, word * 64, 64);
     uint64_t zeros = 0;
 
     for (; bits; bits &= bits - 1) {
         pfn_t pfn = word * 64 + (unsigned int)__builtin_ctzll(bits);
-        bool zero = page_is_zero(s->config.mem, pfn);
+        bool zero = given ? given_is_zero(s->config.mem, pfn)
+                          : mig_page_is_zero(mem_ram(s->config.mem) + pages_to_bytes(pfn));
 
         zeros += zero;
         if (!must_tell(s, word, UINT64_C(1) << (pfn % 64), zero))
