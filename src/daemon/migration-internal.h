@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "daemon/configuration.h"
 #include "daemon/migration-guest.h"
 #include "daemon/migration.h"
 #include "migrate/report.h"
@@ -34,7 +35,8 @@ struct migration {
     gpa_t writer; /* root of the address space that wrote the most when it was asked last */
     bool source_ended; /* its end was told: it needs the main loop no more */
     bool local;
-    bool writes_out;   /* some disk is to be written out before the guest leaves; set before the source's thread is there */
+    int sync_fds[CONFIG_MAX_DISKS]; /* of disks to be written out before the guest leaves; they stay while there is a source */
+    unsigned int sync_count;
     bool whole; /* what arrived here is complete */
 
     int call_fd;
@@ -52,8 +54,9 @@ extern const struct mig_target_ops migration_target_ops;
 /* Run it on the main loop and wait; its result, -ECANCELED: the daemon is ending. A thread of the migration only. */
 int migration_on_main(struct migration *mg, int (*run)(struct migration *mg, void *arg), void *arg);
 
-/* Whether there is a disk that source's write_out has anything to do for. Main thread. */
-bool migration_writes_out(struct migration *mg);
+/* What the source's write_out needs: before its thread is there, and when that has ended. Main thread. */
+void migration_open_sync(struct migration *mg);
+void migration_close_sync(struct migration *mg);
 
 /* The target's status is another. Main thread; arg: not used, as of what is run on the main loop. Returns 0. */
 int migration_target_told(struct migration *mg, void *arg);

@@ -8,7 +8,6 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/util.h"
-#include "daemon/configuration.h"
 #include "daemon/consumers.h"
 #include "daemon/machine-state.h"
 #include "daemon/migration-guest.h"
@@ -70,43 +69,25 @@ static int source_save(void *opaque, uint8_t **ret, size_t *ret_len, uint64_t *r
     return r;
 }
 
-struct sync_arg {
-    int fds[CONFIG_MAX_DISKS];
-    unsigned int count;
-};
-
-static int open_for_sync(struct migration *mg, void *arg)
+void migration_open_sync(struct migration *mg)
 {
-    struct sync_arg *a = arg;
-
-    a->count = machine_sync_fds(mg->machine, a->fds, ARRAY_SIZE(a->fds));
-    return 0;
+    migration_close_sync(mg);
+    mg->sync_count = machine_sync_fds(mg->machine, mg->sync_fds, ARRAY_SIZE(mg->sync_fds));
 }
 
-bool migration_writes_out(struct migration *mg)
+void migration_close_sync(struct migration *mg)
 {
-    struct sync_arg a = {.count = 0};
-
-    open_for_sync(mg, &a);
-    for (unsigned int i = 0; i < a.count; i++)
-        fd_close(a.fds[i]);
-    return a.count > 0;
+    while (mg->sync_count > 0)
+        fd_close(mg->sync_fds[--mg->sync_count]);
 }
 
-/* On the migration's own thread: this is what may take long. */
+/* On the migration's own thread, as this is what may take long; the main loop may be busy, and is not asked. */
 static void source_write_out(void *opaque)
 {
-    struct sync_arg a = {.count = 0};
-    struct migration *mg = opaque;
+    const struct migration *mg = opaque;
 
-    /* The main loop may be busy, and has to be asked right before the switchover. */
-    if (!mg->writes_out)
-        return;
-    (void)migration_on_main(mg, open_for_sync, &a);
-    for (unsigned int i = 0; i < a.count; i++) {
-        (void)fdatasync(a.fds[i]);
-        fd_close(a.fds[i]);
-    }
+    for (unsigned int i = 0; i < mg->sync_count; i++)
+        (void)fdatasync(mg->sync_fds[i]);
 }
 
 struct leave_arg {

@@ -233,7 +233,7 @@ int migration_start(struct migration *mg, const char *uri, bool local, char *err
     mg->writer = GFN_INVALID;
     mg->throttle.held_ns = 0;
     mg->local = local;
-    mg->writes_out = migration_writes_out(mg);
+    migration_open_sync(mg);
     r = mig_source_start(&config, &mg->source);
     return r < 0 ? fail(error, r, strerrordesc_np(-r)) : 0;
 }
@@ -402,6 +402,7 @@ void migration_free(struct migration *mg)
         return;
     close_calls(mg);
     mig_source_free(mg->source);
+    migration_close_sync(mg);
     mig_target_free(mg->target);
     migration_throttle_clear(&mg->throttle);
     for (unsigned int i = 0; i < mg->fd_count; i++)

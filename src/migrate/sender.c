@@ -11,7 +11,6 @@
 #include "migrate/pages.h"
 #include "migrate/source-internal.h"
 
-#define REASON_TIMEOUT_MS 1000
 #define PIECE_WORDS (MIG_PIECE_PAGES / 64)
 
 void mig_break(struct mig_source *s, const struct mig_error *err)
@@ -71,30 +70,28 @@ void mig_work_add(struct mig_source *s, const uint64_t *bits)
     pthread_mutex_unlock(&s->lock);
 }
 
-bool mig_work_wait(struct mig_source *s, int64_t pages)
+/* Until at most `pages` are left and so many senders wait for more, or somebody wants post-copy. */
+static bool wait_for_senders(struct mig_source *s, int64_t pages, unsigned int idle)
 {
     bool fine;
 
     pthread_mutex_lock(&s->lock);
     __atomic_store_n(&s->wanted_left, pages, __ATOMIC_RELAXED);
-    while (!s->broken && !s->postcopy_now && atomic_load(&s->left) > pages)
+    while (!s->broken && !s->postcopy_now && (atomic_load(&s->left) > pages || s->idle < idle))
         pthread_cond_wait(&s->done, &s->lock);
     fine = !s->broken;
     pthread_mutex_unlock(&s->lock);
     return fine;
 }
 
+bool mig_work_wait(struct mig_source *s, int64_t pages)
+{
+    return wait_for_senders(s, pages, 0);
+}
+
 bool mig_work_sent(struct mig_source *s)
 {
-    bool fine;
-
-    pthread_mutex_lock(&s->lock);
-    __atomic_store_n(&s->wanted_left, 0, __ATOMIC_RELAXED);
-    while (!s->broken && !s->postcopy_now && (atomic_load(&s->left) > 0 || s->idle < s->channels))
-        pthread_cond_wait(&s->done, &s->lock);
-    fine = !s->broken;
-    pthread_mutex_unlock(&s->lock);
-    return fine;
+    return wait_for_senders(s, 0, s->channels);
 }
 
 void mig_work_done(struct mig_source *s, int64_t pages)
@@ -346,7 +343,7 @@ void mig_hear_reason(struct mig_sender *c, struct mig_error *err)
 
     if (c->index != 0 || __atomic_load_n(&c->source->broken, __ATOMIC_RELAXED))
         return;
-    mig_stream_set_timeout(&c->stream, REASON_TIMEOUT_MS);
+    mig_stream_set_timeout(&c->stream, MIG_REASON_TIMEOUT_MS);
     if (mig_receive(&c->stream, &f, &unheard) == 0 && f.type == MIG_FAILED)
         snprintf(err->text, sizeof(err->text), "the target failed: %.*s", (int)MIN(f.length, 200u),
                  (const char *)f.payload);

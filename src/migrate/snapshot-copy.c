@@ -72,7 +72,7 @@ static int put_batch(struct snapshotter *s, const struct snapshot_piece *pieces,
     return 0;
 }
 
-/* Pages to write, those in the way of which a page that was given back lies in a buffer of its own. */
+/* Pages to write together: guest memory itself, or the buffer, where that may have been given back. */
 struct gathering {
     struct snapshot_piece pieces[BATCH_PAGES];
     size_t count;

@@ -32,6 +32,9 @@ struct mig_sender {
     bool ended;          /* under source->lock: all sent, END too */
 };
 
+/* How long one side waits to tell, or to hear, why there is an end. */
+#define MIG_REASON_TIMEOUT_MS 1000
+
 struct mig_source {
     struct mig_source_config config;
     char *uri, *tls_host;

@@ -18,8 +18,8 @@
 #include "base/bitmap.h"
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "base/log.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "base/thread.h"
 #include "base/util.h"
 #include "migrate/source-internal.h"
@@ -174,21 +174,25 @@ int mig_postcopy_begin(struct mig_source *s, struct mig_error *err)
     return r < 0 ? r : mig_flush_channel(s, 0, err);
 }
 
-int mig_postcopy_catch_up(struct mig_source *s, struct mig_error *err)
+/* What was written since. */
+static int announce_more(struct mig_source *s, struct mig_error *err)
 {
     int r = mig_harvest(s, err);
 
-    if (r == 0)
-        r = announce(s, &s->fresh, err);
+    return r < 0 ? r : announce(s, &s->fresh, err);
+}
+
+int mig_postcopy_catch_up(struct mig_source *s, struct mig_error *err)
+{
+    int r = announce_more(s, err);
+
     return r < 0 ? r : mig_flush_channel(s, 0, err);
 }
 
 int mig_postcopy_last_pages(struct mig_source *s, struct mig_error *err)
 {
-    int r = mig_harvest(s, err);
+    int r = announce_more(s, err);
 
-    if (r == 0)
-        r = announce(s, &s->fresh, err);
     /* Loading the state may take pages. */
     return r < 0 ? r : start_sender(s, s->channels - 1, request_thread, err);
 }

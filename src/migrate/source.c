@@ -19,7 +19,6 @@
 #define CONNECT_TIMEOUT_MS 10000
 /* How long the target may take to look at what it was told, and one write in pre-copy. */
 #define ANSWER_TIMEOUT_MS 60000
-#define REASON_TIMEOUT_MS 1000
 
 /* -- status and report -- */
 
@@ -252,7 +251,7 @@ static void say_why(struct mig_source *s, const struct mig_error *err)
     pthread_mutex_unlock(&s->lock);
     if (!can)
         return;
-    mig_stream_set_timeout(&s->senders[0].stream, REASON_TIMEOUT_MS);
+    mig_stream_set_timeout(&s->senders[0].stream, MIG_REASON_TIMEOUT_MS);
     (void)mig_send_frame(&s->senders[0].stream, MIG_CANCEL, err->text, strlen(err->text), &unheard);
 }
 

@@ -149,13 +149,10 @@ static int commit(struct mig_source *s, struct mig_error *err)
         r = expect(s, MIG_RUNNING, &f, err);
     pthread_mutex_lock(&s->lock);
     s->runs_there = r == 0;
-    pthread_mutex_unlock(&s->lock);
-    if (r < 0 && !s->postcopy) {
-        pthread_mutex_lock(&s->lock);
+    if (r < 0 && !s->postcopy)
         snprintf(s->report.why, sizeof(s->report.why),
                  "lost the target after it was told to run the guest, which may be running there: %.200s", err->text);
-        pthread_mutex_unlock(&s->lock);
-    }
+    pthread_mutex_unlock(&s->lock);
     return r;
 }
 
