@@ -28,7 +28,7 @@
  * with nothing done about it the vCPU would leave with "ring full" for ever, while its ring looks empty.
  *
  *   - It shows: the entry before ours, R + size - 1, is filled only when the ring is full. Every harvest looks at it before and
- *     after; and KVM takes entries back in order, so where the last one comes back empty none was overwritten.
+ *     after. It looks at the one of before once more when KVM has taken its entries back: see break_overtaken().
  *   - Nothing is lost: the next harvest is of every page, and logging is switched off and on, which protects all of them.
  *   - The place is found while the vCPU is out of KVM_RUN, where it writes no entries: all are emptied, then a block of them
  *     is given back. KVM takes those from R to the end of the block, or none. A block is never larger than D - R.
@@ -252,24 +252,21 @@ static bool all_reset(const struct dirty_log *log)
     return true;
 }
 
-/* What KVM has written over since it was given back stops it there. */
-static bool blocked(const struct dirty_ring *ring)
-{
-    for (uint32_t i = 1; i <= ring->given; i++)
-        if (flags_at(ring, ring->next - i) & KVM_DIRTY_GFN_F_DIRTY)
-            return true;
-    return false;
-}
-
-static bool break_blocked(struct dirty_log *log)
+/*
+ * A vCPU may come round its ring while KVM takes entries of it back. What it writes over stops KVM there; or, as KVM has no lock
+ * there, is taken for what was written over: then a page is lost and nothing shows it, for KVM is where it should be. So a ring
+ * full of what came since its entries were given back counts as overrun, wherever KVM was by then. True if there was one.
+ */
+static bool break_overtaken(struct dirty_log *log)
 {
     bool any = false;
 
-    for (size_t i = 0; i < log->ring_count; i++)
-        if (!is_reset(&log->rings[i]) && blocked(&log->rings[i])) {
+    for (size_t i = 0; i < log->ring_count; i++) {
+        if (log->rings[i].given > 0 && overrun(&log->rings[i])) {
             set_broken(log, &log->rings[i]);
             any = true;
         }
+    }
     return any;
 }
 
@@ -293,19 +290,16 @@ static int reset(struct dirty_log *log)
 
         dirty_count(&log->stats.ring_resets, 1);
         idle = r > 0 ? 0 : idle + 1;
-        if ((r < 0 && r != -EINTR) || (idle > IDLE_RESETS_MAX && !break_blocked(log))) {
+        if ((r >= 0 || r == -EINTR) && idle <= IDLE_RESETS_MAX)
+            continue;
+        if (!break_overtaken(log) || r < 0) {
             count_given(log);
             return r < 0 ? r : -EIO;
         }
     }
-    /* An entry that is filled again although the last one was given back just now: KVM was faster than this harvest. */
-    for (size_t i = 0; i < log->ring_count; i++) {
-        struct dirty_ring *ring = &log->rings[i];
-
-        if (ring->given > 0 && flags_at(ring, ring->next - 1))
-            set_broken(log, ring);
-        ring->given = 0;
-    }
+    break_overtaken(log);
+    for (size_t i = 0; i < log->ring_count; i++)
+        log->rings[i].given = 0;
     log->rings_taken = false;
     return 0;
 }
@@ -325,9 +319,7 @@ int dirty_ring_take(struct dirty_log *log, const struct dirty_ring *own, bool wh
         else
             for (size_t i = 0; i < log->ring_count; i++)
                 give_back(&log->rings[i]);
-        for (size_t i = 0; i < log->ring_count; i++)
-            if (log->rings[i].given > 0 && overrun(&log->rings[i]))
-                set_broken(log, &log->rings[i]);
+        break_overtaken(log);
     }
     return log->rings_taken ? reset(log) : 0;
 }
@@ -398,14 +390,16 @@ static bool full_of_nothing(struct dirty_ring *ring)
 int dirty_ring_mend(struct dirty_log *log, struct dirty_ring *ring, bool full)
 {
     uint32_t size = ring->mask + 1, block = size / 2;
-    bool lost = ring->broken || overrun(ring);
+    bool beyond = ring->broken || overrun(ring), lost;
     int r = 0;
 
-    if (!lost && !(full && full_of_nothing(ring)))
+    if (!beyond && !(full && full_of_nothing(ring)))
         return 0;
+    /* Nothing is lost only where KVM goes on behind the gap, as it does after an overrun. */
+    lost = beyond || !ring->adrift;
     if (!ring->broken)
         /* "Full" is less than half a ring away from it. */
-        ring->least = lost ? size - ring->given : size / 2;
+        ring->least = beyond ? size - ring->given : size / 2;
     while (block > ring->least)
         block /= 2;
     ring->broken = true;

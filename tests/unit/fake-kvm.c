@@ -70,14 +70,13 @@ static void push_locked(struct fake_kvm *k, unsigned int vcpu, uint32_t slot, ui
     struct fake_ring *ring = &k->rings[vcpu];
     struct kvm_dirty_gfn *e = &ring->entries[ring->dirty % k->ring_entries];
 
-    if (ring->dirty - ring->reset >= k->ring_entries)
-        k->overrun = true;
-    else
-        assert(__atomic_load_n(&e->flags, __ATOMIC_RELAXED) == 0);
+    assert(ring->dirty - ring->reset >= k->ring_entries || __atomic_load_n(&e->flags, __ATOMIC_RELAXED) == 0);
     __atomic_store_n(&e->slot, slot, __ATOMIC_RELAXED);
     __atomic_store_n(&e->offset, offset, __ATOMIC_RELAXED);
     __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
     ring->dirty++;
+    if (ring->dirty - ring->reset >= k->ring_entries)
+        __atomic_store_n(&k->overrun, true, __ATOMIC_RELAXED);
 }
 
 void fake_push(struct fake_kvm *k, unsigned int vcpu, uint32_t slot, uint64_t offset)
@@ -141,6 +140,11 @@ void fake_vmm_write(struct fake_kvm *k, pfn_t page)
 {
     __atomic_fetch_add(&k->content[page], 1, __ATOMIC_RELAXED);
     mem_mark_dirty(k->mem, gfn_to_gpa(mem_pfn_to_gfn(k->mem, page)), 8);
+}
+
+bool fake_overrun(const struct fake_kvm *k)
+{
+    return __atomic_load_n(&k->overrun, __ATOMIC_RELAXED);
 }
 
 bool fake_logging(const struct fake_kvm *k)
@@ -243,6 +247,8 @@ static bool reset_one(struct fake_kvm *k, struct fake_ring *ring)
 
     if (!(__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_RESET))
         return false;
+    if (k->taking)
+        k->taking(k->taking_arg);
     pthread_mutex_lock(&k->lock);
     /* Nobody may give back what KVM has not written. */
     k->misuse += ring->reset == ring->dirty;

@@ -42,7 +42,10 @@ struct fake_kvm {
     unsigned int reset_at_most; /* entries a call takes back, 0: all */
     int (*kick)(void *arg);
     void *kick_arg;
-    bool overrun; /* entries were overwritten */
+    /* Called when the operation has looked at an entry that was given back and not yet taken it: KVM holds no lock there. */
+    void (*taking)(void *arg);
+    void *taking_arg;
+    bool overrun; /* atomic: entries were overwritten, or would have been by the next one */
 
     /* Calls, failed ones among them. */
     uint64_t gets, clears, resets, kicks;
@@ -70,6 +73,7 @@ void fake_vmm_write(struct fake_kvm *k, pfn_t page);
 /* Put an entry into a ring as it is. */
 void fake_push(struct fake_kvm *k, unsigned int vcpu, uint32_t slot, uint64_t offset);
 
+bool fake_overrun(const struct fake_kvm *k);
 bool fake_logging(const struct fake_kvm *k);
 uint64_t fake_content(const struct fake_kvm *k, pfn_t page);
 

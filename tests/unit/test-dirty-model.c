@@ -12,6 +12,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
 #include "base/bitmap.h"
@@ -597,7 +598,7 @@ static void *race_consumer(void *arg)
     MUST(copy);
     snprintf(name, sizeof(name), "racer-%u", me);
     MUST(dirty_log_start(race->log, name, DIRTY_START_ALL) == 0);
-    for (int i = 0; i < RACE_ROUNDS; i++) {
+    for (int i = 0; i < RACE_ROUNDS || (race->bursts && !fake_overrun(&race->kvm)); i++) {
         race_round(race, name, copy, rng_chance(&rng, 70));
         if (restart && rng_chance(&rng, 10)) {
             MUST(dirty_log_stop(race->log, name) == 0);
@@ -618,6 +619,15 @@ static void *race_consumer(void *arg)
     return NULL;
 }
 
+/* Let the writers come round their rings while entries are taken back. */
+static void race_pause(void *arg)
+{
+    struct fake_kvm *kvm = arg;
+
+    if (rng_chance(&kvm->rng, 1))
+        sched_yield();
+}
+
 static void run_race(enum dirty_backend backend, bool initially_set, bool bursts, uint64_t seed)
 {
     static struct race race;
@@ -631,6 +641,10 @@ static void run_race(enum dirty_backend backend, bool initially_set, bool bursts
     assert_int_equal(mem_new(&config, &race.mem), 0);
     race.kvm = (struct fake_kvm){.mem = race.mem, .backend = backend, .initially_set = initially_set, .vcpus = 2,
                                  .ring_entries = 256, .reset_at_most = 100};
+    if (bursts) {
+        race.kvm.taking = race_pause;
+        race.kvm.taking_arg = &race.kvm;
+    }
     fake_init(&race.kvm, seed);
     assert_int_equal(dirty_log_new(race.mem, &dirty, &race.log), 0);
     fake_add_rings(&race.kvm, race.log);

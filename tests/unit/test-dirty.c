@@ -574,6 +574,105 @@ static void test_overrun(void **state)
         }
 }
 
+/* Entries that are gone without a trace: KVM says that the ring is full, and there is nothing in it. */
+static void test_full_of_nothing(void **state)
+{
+    struct dirty_snapshot s;
+
+    open_ring(64);
+    assert_int_equal(start("a"), 0);
+    for (pfn_t p = 0; !fake_ring_full(&fx.kvm, 0); p++)
+        guest_writes(p);
+    for (unsigned int i = 0; i < 64; i++)
+        fx.kvm.rings[0].entries[i].flags = 0;
+    for (unsigned int full = 0; fake_ring_full(&fx.kvm, 0); full++) {
+        assert_true(full < 5);
+        assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
+    }
+    assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", false, &s), 0);
+    assert_int_equal(s.pages, mem_pages(fx.mem));
+    dirty_log_unlock(fx.log);
+    assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch), 0);
+    guest_writes(7);
+    expect("a", false, PAGES(7));
+    fixture_close();
+}
+
+struct burst {
+    unsigned int after; /* entries that KVM takes back before it */
+    pfn_t pages;
+};
+
+static void burst_while_taking(void *arg)
+{
+    struct burst *burst = arg;
+
+    if (burst->after-- > 0)
+        return;
+    fx.kvm.taking = NULL;
+    for (pfn_t p = 0; p < burst->pages; p++)
+        fake_guest_burst(&fx.kvm, 0, 500 + p);
+}
+
+static void copy_snapshot(uint64_t *copy)
+{
+    struct dirty_snapshot s;
+
+    assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", false, &s), 0);
+    for (pfn_t p = 0; (p = bitmap_next_set(s.bitmap, mem_pages(fx.mem), p)) < mem_pages(fx.mem); p++)
+        copy[p] = fake_content(&fx.kvm, p);
+    dirty_log_unlock(fx.log);
+    assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch), 0);
+}
+
+/* Nothing is written meanwhile, so the copy is memory. */
+static void expect_copied(uint64_t *copy)
+{
+    copy_snapshot(copy);
+    for (pfn_t p = 0; p < mem_pages(fx.mem); p++)
+        assert_int_equal(copy[p], fake_content(&fx.kvm, p));
+}
+
+static void overrun_while_taking(pfn_t given, struct burst burst)
+{
+    uint64_t *copy;
+
+    fixture_open(4 * MiB, &(struct dirty_config){.backend = DIRTY_RING}, 1, 64);
+    copy = calloc(mem_pages(fx.mem), sizeof(*copy));
+    assert_non_null(copy);
+    assert_int_equal(start("a"), 0);
+    for (pfn_t p = 0; p < given; p++)
+        guest_writes(p);
+    fx.kvm.taking = burst_while_taking;
+    fx.kvm.taking_arg = &burst;
+    copy_snapshot(copy);
+    assert_null(fx.kvm.taking);
+    expect_copied(copy);
+    for (pfn_t p = 0; p < 200; p++) {
+        while (!fake_guest_write(&fx.kvm, 0, p % 80 * 3))
+            assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
+        if (p % 20 == 0)
+            expect_copied(copy);
+    }
+    expect_copied(copy);
+    free(copy);
+    fixture_close();
+}
+
+/*
+ * A vCPU comes round its ring to the very entry that KVM is taking back. KVM then takes the new page for the old one: the entry
+ * looks taken, its page is lost, and so is every entry behind it for whoever waits for that one.
+ */
+static void test_overrun_while_taking(void **state)
+{
+    static const unsigned int given[] = {1, 2, 20, 40, 47}, after[] = {0, 1, 10, 39};
+
+    for (size_t g = 0; g < ARRAY_SIZE(given); g++)
+        for (size_t a = 0; a < ARRAY_SIZE(after); a++)
+            for (pfn_t pages = 1; after[a] < given[g] && pages < 150; pages++)
+                overrun_while_taking(given[g], (struct burst){.after = after[a], .pages = pages});
+}
+
 /* A ring that is nearly full is its vCPU's to take when it leaves KVM; a paused guest's is as good as empty. */
 static void test_crowded_ring(void **state)
 {
@@ -851,6 +950,8 @@ int main(void)
         cmocka_unit_test(test_full_ring_loses_nothing),
         cmocka_unit_test(test_full_ring_without_consumers),
         cmocka_unit_test(test_overrun),
+        cmocka_unit_test(test_full_of_nothing),
+        cmocka_unit_test(test_overrun_while_taking),
         cmocka_unit_test(test_crowded_ring),
         cmocka_unit_test(test_failed_reset),
         cmocka_unit_test(test_reset_that_does_nothing),
