@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <linux/virtio_console.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "base/util.h"
@@ -44,6 +45,24 @@ static struct vconsole *to_console(struct virtio_dev *v)
 
 /* -- output ------------------------------------------------------------------- */
 
+/*
+ * How many bytes of guest memory the chardev took. It gets a copy: guest memory may be absent for long (mmu/absent.h), and the main
+ * thread takes the chardev's lock, too.
+ */
+static size_t write_copied(struct vconsole *c, const uint8_t *data, size_t len)
+{
+    uint8_t copy[1024];
+    size_t done = 0, want, n;
+
+    do {
+        want = MIN(len - done, sizeof(copy));
+        memcpy(copy, data + done, want);
+        n = chardev_write(c->chardev, copy, want);
+        done += n;
+    } while (n == want && done < len);
+    return done;
+}
+
 /* Write on with the held buffer; true when all of it is out. */
 static bool write_held(struct vconsole *c)
 {
@@ -58,7 +77,7 @@ static bool write_held(struct vconsole *c)
             continue;
         }
         want = iov->iov_len - (size_t)skip;
-        n = chardev_write(c->chardev, (const uint8_t *)iov->iov_base + skip, want);
+        n = write_copied(c, (const uint8_t *)iov->iov_base + skip, want);
         c->done += n;
         c->counters.out_bytes += n;
         skip = 0;
