@@ -199,7 +199,7 @@ struct dirty_stats {
     uint64_t ring_full; /* exits */
     uint64_t ring_entries;
     uint64_t ring_resets;
-    uint64_t ring_overruns; /* times KVM wrote over entries: all pages were dirty then */
+    uint64_t ring_overruns; /* times KVM wrote over entries, or may have: all pages were dirty then */
     uint64_t failures; /* harvests that KVM refused or broke off */
     uint64_t consumers; /* at present */
 };
