@@ -255,19 +255,13 @@ static bool all_reset(const struct dirty_log *log)
 /*
  * A vCPU may come round its ring while KVM takes entries of it back. What it writes over stops KVM there; or, as KVM has no lock
  * there, is taken for what was written over: then a page is lost and nothing shows it, for KVM is where it should be. So a ring
- * full of what came since its entries were given back counts as overrun, wherever KVM was by then. True if there was one.
+ * full of what came since its entries were given back counts as overrun, wherever KVM was by then.
  */
-static bool break_overtaken(struct dirty_log *log)
+static void break_overtaken(struct dirty_log *log)
 {
-    bool any = false;
-
-    for (size_t i = 0; i < log->ring_count; i++) {
-        if (log->rings[i].given > 0 && overrun(&log->rings[i])) {
+    for (size_t i = 0; i < log->ring_count; i++)
+        if (log->rings[i].given > 0 && overrun(&log->rings[i]))
             set_broken(log, &log->rings[i]);
-            any = true;
-        }
-    }
-    return any;
 }
 
 /* What KVM took before it failed. */
@@ -284,20 +278,23 @@ static void count_given(struct dirty_log *log)
 static int reset(struct dirty_log *log)
 {
     unsigned int idle = 0;
+    int r = 0;
 
-    while (!all_reset(log)) {
-        int r = log->config.ops->reset_rings(log->config.opaque);
-
-        dirty_count(&log->stats.ring_resets, 1);
-        idle = r > 0 ? 0 : idle + 1;
-        if ((r >= 0 || r == -EINTR) && idle <= IDLE_RESETS_MAX)
-            continue;
-        if (!break_overtaken(log) || r < 0) {
-            count_given(log);
-            return r < 0 ? r : -EIO;
-        }
-    }
     break_overtaken(log);
+    while (r >= 0 && !all_reset(log)) {
+        r = log->config.ops->reset_rings(log->config.opaque);
+        dirty_count(&log->stats.ring_resets, 1);
+        break_overtaken(log);
+        idle = r > 0 ? 0 : idle + 1;
+        if (r == -EINTR && idle <= IDLE_RESETS_MAX)
+            r = 0;
+        else if (r == 0 && idle > IDLE_RESETS_MAX)
+            r = -EIO;
+    }
+    if (r < 0) {
+        count_given(log);
+        return r;
+    }
     for (size_t i = 0; i < log->ring_count; i++)
         log->rings[i].given = 0;
     log->rings_taken = false;
@@ -319,7 +316,6 @@ int dirty_ring_take(struct dirty_log *log, const struct dirty_ring *own, bool wh
         else
             for (size_t i = 0; i < log->ring_count; i++)
                 give_back(&log->rings[i]);
-        break_overtaken(log);
     }
     return log->rings_taken ? reset(log) : 0;
 }

@@ -640,11 +640,7 @@ static void run_race(enum dirty_backend backend, bool initially_set, bool bursts
     race.bursts = bursts;
     assert_int_equal(mem_new(&config, &race.mem), 0);
     race.kvm = (struct fake_kvm){.mem = race.mem, .backend = backend, .initially_set = initially_set, .vcpus = 2,
-                                 .ring_entries = 256, .reset_at_most = 100};
-    if (bursts) {
-        race.kvm.taking = race_pause;
-        race.kvm.taking_arg = &race.kvm;
-    }
+                                 .ring_entries = 256, .reset_at_most = 100, .taking = race_pause, .taking_arg = &race.kvm};
     fake_init(&race.kvm, seed);
     assert_int_equal(dirty_log_new(race.mem, &dirty, &race.log), 0);
     fake_add_rings(&race.kvm, race.log);

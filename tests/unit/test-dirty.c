@@ -529,6 +529,18 @@ static void test_full_ring_without_consumers(void **state)
     fixture_close();
 }
 
+/* A snapshot that must hold every page, with nothing lost; its epoch. */
+static uint64_t expect_every_page(const char *name, bool peek)
+{
+    struct dirty_snapshot s;
+
+    assert_int_equal(dirty_log_snapshot_lock(fx.log, name, peek, &s), 0);
+    assert_int_equal(s.pages, 4096);
+    assert_false(s.lost);
+    dirty_log_unlock(fx.log);
+    return s.epoch;
+}
+
 /*
  * KVM's shadow MMU overwrites entries, once or many times round the ring: then all pages are dirty, once, and what is written
  * after that is heard of again, page by page; nor does the vCPU find its ring full for ever.
@@ -540,32 +552,26 @@ static void test_overrun(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(written); i++)
         for (int seen = 0; seen < 3; seen++) {
             struct dirty_stats st;
-            struct dirty_snapshot s;
             unsigned int full = 0;
+            uint64_t epoch;
 
             open_ring(64);
             assert_int_equal(start("a"), 0);
             for (pfn_t p = 0; p < written[i]; p++)
                 fake_guest_burst(&fx.kvm, 0, p);
             /* Others look before the vCPU comes out. */
-            for (int look = 0; look < seen; look++) {
-                assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", look == 0, &s), 0);
-                assert_int_equal(s.pages, 4096);
-                dirty_log_unlock(fx.log);
-            }
+            for (int look = 0; look < seen; look++)
+                (void)expect_every_page("a", look == 0);
             for (; fake_ring_full(&fx.kvm, 0) && full < 500; full++)
                 assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
             assert_true(full > 0 && full < 500);
-            assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", false, &s), 0);
-            assert_int_equal(s.pages, 4096);
-            assert_false(s.lost);
-            dirty_log_unlock(fx.log);
-            assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch), 0);
+            epoch = expect_every_page("a", false);
+            assert_int_equal(dirty_log_ack(fx.log, "a", epoch), 0);
             for (pfn_t p = 0; p < 100; p++) {
                 while (!fake_guest_write(&fx.kvm, 0, 7 * p))
                     assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
                 expect("a", false, PAGES(7 * p));
-                assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch + p + 1), 0);
+                assert_int_equal(dirty_log_ack(fx.log, "a", epoch + p + 1), 0);
             }
             dirty_log_stats(fx.log, &st);
             assert_int_equal(st.ring_overruns, 1);
@@ -577,8 +583,6 @@ static void test_overrun(void **state)
 /* Entries that are gone without a trace: KVM says that the ring is full, and there is nothing in it. */
 static void test_full_of_nothing(void **state)
 {
-    struct dirty_snapshot s;
-
     open_ring(64);
     assert_int_equal(start("a"), 0);
     for (pfn_t p = 0; !fake_ring_full(&fx.kvm, 0); p++)
@@ -589,10 +593,7 @@ static void test_full_of_nothing(void **state)
         assert_true(full < 5);
         assert_int_equal(dirty_log_ring_full(fx.log, 0), 0);
     }
-    assert_int_equal(dirty_log_snapshot_lock(fx.log, "a", false, &s), 0);
-    assert_int_equal(s.pages, mem_pages(fx.mem));
-    dirty_log_unlock(fx.log);
-    assert_int_equal(dirty_log_ack(fx.log, "a", s.epoch), 0);
+    assert_int_equal(dirty_log_ack(fx.log, "a", expect_every_page("a", false)), 0);
     guest_writes(7);
     expect("a", false, PAGES(7));
     fixture_close();

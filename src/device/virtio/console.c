@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <linux/virtio_console.h>
-#include <string.h>
 
 #include "base/log.h"
 #include "base/util.h"
@@ -46,41 +45,18 @@ static struct vconsole *to_console(struct virtio_dev *v)
 /* -- output ------------------------------------------------------------------- */
 
 /*
- * How many bytes of guest memory the chardev took. It gets a copy: guest memory may be absent for long (mmu/absent.h), and the main
- * thread takes the chardev's lock, too.
+ * Write on with the held buffer; true when all of it is out. The chardev gets a copy: guest memory may be absent for long
+ * (mmu/absent.h), and the main thread takes the chardev's lock, too.
  */
-static size_t write_copied(struct vconsole *c, const uint8_t *data, size_t len)
-{
-    uint8_t copy[1024];
-    size_t done = 0, want, n;
-
-    do {
-        want = MIN(len - done, sizeof(copy));
-        memcpy(copy, data + done, want);
-        n = chardev_write(c->chardev, copy, want);
-        done += n;
-    } while (n == want && done < len);
-    return done;
-}
-
-/* Write on with the held buffer; true when all of it is out. */
 static bool write_held(struct vconsole *c)
 {
-    uint64_t skip = c->done;
+    uint8_t copy[1024];
+    size_t want, n;
 
-    for (unsigned int i = 0; i < c->chain.readable; i++) {
-        const struct iovec *iov = &c->chain.iov[i];
-        size_t want, n;
-
-        if (skip >= iov->iov_len) {
-            skip -= iov->iov_len;
-            continue;
-        }
-        want = iov->iov_len - (size_t)skip;
-        n = write_copied(c, (const uint8_t *)iov->iov_base + skip, want);
+    while ((want = virtq_chain_read(&c->chain, c->done, copy, sizeof(copy))) > 0) {
+        n = chardev_write(c->chardev, copy, want);
         c->done += n;
         c->counters.out_bytes += n;
-        skip = 0;
         if (n < want) {
             c->counters.waits++;
             return false;
